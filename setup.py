@@ -1,0 +1,57 @@
+"""Installs uae_jax: `pip install -e .` here, `pip install -e .[cuda]` on NVIDIA, `pip install -e .[tpu]` on a TPU VM.
+
+Lower bounds are the versions that `launch/test.sh --lowest` installs and tests.
+"""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "uae_jax/__init__.py").read_text()).group(1)
+
+setup(
+    name="uae_jax",
+    version=VERSION,
+    description="UAE, the multimodal auto-encoder that captions an image and paints it again, in JAX",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=find_packages(include=["uae_jax", "uae_jax.*"]),
+    install_requires=[
+        "jax>=0.10.0",  # plain: the extras below choose the hardware
+        "flax>=0.12.6",
+        "huggingface_hub>=1.0",
+        "ml_dtypes>=0.5.0",
+        "numpy>=2.0",
+        "orbax-checkpoint>=0.12.0",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "cpu": [],  # plain jax runs on the CPU
+        "cuda": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "notebook": ["jupyterlab", "matplotlib"],
+        # The originals that we are compared with; never imported by the package.
+        "test": [
+            "accelerate",
+            "diffusers>=0.42",
+            "peft>=0.21",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.13",
+            "torch==2.13.0",
+            "transformers>=5.20",
+        ],
+    },
+    entry_points={"console_scripts": ["uae = uae_jax.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+    ],
+)

@@ -1,0 +1,1 @@
+"""Meshes, and the rules that lay logical axes onto them."""

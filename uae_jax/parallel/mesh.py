@@ -1,0 +1,38 @@
+"""The device mesh: four named axes, every one of them always present."""
+
+import math
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices=None) -> Mesh:
+    """Lays devices out on the axes (data, fsdp, tensor, sequence); at most one of them may be -1, "the rest".
+
+    Args:
+      data: copies of the parameters; each works on its own part of the batch.
+      fsdp: parts that parameters are split into over their widths; the batch is split over it too.
+      tensor: parts of heads and hidden widths.
+      sequence: parts of the token axis.
+      devices: defaults to all devices.
+
+    Raises:
+      ValueError: if the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
+    open_axes = [name for name, size in sizes.items() if size == -1]
+    if len(open_axes) > 1:
+        raise ValueError(f"mesh axes {', '.join(open_axes)} are all -1; only one can take the remaining devices")
+    if open_axes:
+        known = math.prod(size for size in sizes.values() if size != -1)
+        sizes[open_axes[0]] = len(devices) // known
+    if math.prod(sizes.values()) != len(devices):
+        shown = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(f"mesh {shown} needs {math.prod(sizes.values())} devices, got {len(devices)}")
+    if devices[0].platform == "tpu":  # neighbours on the mesh should be neighbours on the torus
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES)

@@ -1,0 +1,129 @@
+"""Logical axis names -> mesh axes, for parameters and activations alike.
+
+A model file says what an axis *is* ("embed", "heads"); the rules here, or a config's, say where it goes. A dimension
+that a mesh axis does not divide stays whole on that axis, so the same rules serve every size of a model.
+"""
+
+import contextlib
+import contextvars
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Names = Sequence[str | None]
+Rules = Mapping[str, Sequence[str]]
+
+# Logical axis -> mesh axes, tried in this order, each used at most once per array.
+DEFAULT_RULES: Rules = {
+    # activations
+    "batch": ("data", "fsdp"),
+    "length": ("sequence",),
+    "act_heads": ("tensor",),
+    "act_mlp": ("tensor",),
+    "act_vocab": ("tensor",),
+    # parameters
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "vocab": ("tensor", "fsdp"),
+    "channels": ("fsdp",),
+    "layers": (),
+}
+
+_rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("logical_axis_rules", default=DEFAULT_RULES)
+
+
+@contextlib.contextmanager
+def axis_rules(rules: Rules) -> Iterator[None]:
+    """Makes `rules` the ones that `constrain` and `shardings` use, inside the `with` block."""
+    token = _rules.set(rules)
+    try:
+        yield
+    finally:
+        _rules.reset(token)
+
+
+def partition_spec(shape: Sequence[int], names: Names, mesh: Any, rules: Rules | None = None) -> PartitionSpec:
+    """Lays one array's named axes onto the mesh.
+
+    Args:
+      shape: the array's shape.
+      names: a logical name or None for each axis.
+      mesh: a `Mesh` or `AbstractMesh`.
+      rules: logical name -> mesh axes; the context's when None.
+
+    Raises:
+      ValueError: if the ranks differ or a name has no rule.
+    """
+    rules = _rules.get() if rules is None else rules
+    if len(shape) != len(names):
+        raise ValueError(
+            f"array of shape {tuple(shape)} has {len(names)} axis names {tuple(names)}, wanted {len(shape)}"
+        )
+    used: set[str] = set()
+    spec: list[tuple[str, ...] | None] = []
+    for size, name in zip(shape, names, strict=True):
+        if name is not None and name not in rules:
+            raise ValueError(f"logical axis {name!r} has no rule; known axes: {', '.join(rules)}")
+        taken: list[str] = []
+        for axis in rules[name] if name is not None else ():
+            parts = mesh.shape.get(axis, 1)
+            if parts > 1 and axis not in used and size % parts == 0:
+                taken.append(axis)
+                used.add(axis)
+                size //= parts
+        spec.append(tuple(taken) or None)
+    return PartitionSpec(*spec)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Asks the compiler to keep an activation split by its logical axes; does nothing outside `jax.set_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, names, mesh))
+
+
+class LogicalAxes:
+    """The logical axes of every parameter of one architecture: a table of (pattern, names).
+
+    A pattern is a regular expression that must match a parameter's whole path ("layers/attn/q/kernel"). Names are
+    written for a single layer; a path with a component that begins with "layers" gets a leading "layers" axis.
+    """
+
+    def __init__(self, *rules: tuple[str, Names]):
+        self.rules = tuple((re.compile(pattern), tuple(names)) for pattern, names in rules)
+
+    def of(self, path: str) -> tuple[str | None, ...]:
+        """Names the axes of the parameter at `path`.
+
+        Raises:
+          ValueError: unless exactly one pattern matches.
+        """
+        found = [(pattern.pattern, names) for pattern, names in self.rules if pattern.fullmatch(path)]
+        if len(found) != 1:
+            shown = ", ".join(pattern for pattern, _ in found) or "none"
+            raise ValueError(f"parameter {path} matches {len(found)} sharding patterns ({shown}), wanted exactly one")
+        return (("layers",) if is_stacked(path) else ()) + found[0][1]
+
+    def tree(self, params: Any) -> Any:
+        """Returns a tree like `params` with a tuple of axis names in place of each array."""
+        flat = traverse_util.flatten_dict(params, sep="/")
+        return traverse_util.unflatten_dict({path: self.of(path) for path in flat}, sep="/")
+
+
+def is_stacked(path: str) -> bool:
+    """Whether the parameter at `path` has a leading layer axis (see `uae_jax.models.runtime.scan_layers`)."""
+    return any(part.startswith("layers") for part in path.split("/"))
+
+
+def shardings(params: Any, axes: Any, mesh: Mesh, rules: Rules | None = None) -> Any:
+    """Gives every leaf of `params` (arrays or `ShapeDtypeStruct`) a `NamedSharding`, from a tree of axis names."""
+    return jax.tree.map(
+        lambda leaf, names: NamedSharding(mesh, partition_spec(leaf.shape, names, mesh, rules)), params, axes
+    )
