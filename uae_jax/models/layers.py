@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from uae_jax.models.runtime import Runtime
+from uae_jax.models.runtime import DType, Runtime
 
 Array = jax.Array
 
@@ -27,12 +27,14 @@ class Linear(nn.Module):
       features: output width, or several output axes, e.g. (3, D) for a fused query, key and value.
       use_bias: adds b of shape `features`.
       runtime: dtypes.
+      out_dtype: type in which products are summed and y is returned, e.g. float32 for logits; None is `runtime.dtype`.
     """
 
     features: int | tuple[int, ...]
     use_bias: bool = True
     runtime: Runtime = Runtime()
     kernel_init: Callable = nn.initializers.lecun_normal()
+    out_dtype: DType | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:  # [..., D] -> [..., *features]
@@ -48,14 +50,14 @@ class Linear(nn.Module):
             return flat.reshape(shape)
 
         kernel = self.param("kernel", init_kernel, (width, *features), run.param_dtype)
-        y = contract(x, kernel.astype(run.dtype))
+        y = contract(x, kernel.astype(run.dtype), preferred_element_type=self.out_dtype)
         if self.has_variable("lora", "a"):
             a = self.get_variable("lora", "a").astype(run.dtype)  # [D, R]
             b = self.get_variable("lora", "b").astype(run.dtype)  # [R, *features]
-            y = y + contract(contract(x, a), b)
+            y = y + contract(contract(x, a), b, preferred_element_type=self.out_dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, features, run.param_dtype)
-            y = y + bias.astype(run.dtype)
+            y = y + bias.astype(y.dtype)
         return y
 
 

@@ -1,0 +1,299 @@
+"""Published checkpoint folders: finding them, listing their tensors, writing new ones."""
+
+import collections
+import json
+import math
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+from uae_jax.weights import safetensors
+from uae_jax.weights.errors import WeightsError
+from uae_jax.weights.safetensors import Tensor
+
+MODEL = "model"  # file stem that transformers uses
+DIFFUSION_MODEL = "diffusion_pytorch_model"  # file stem that diffusers uses
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+NATIVE = "native.json"  # manifest of the format of `uae_jax.weights.native`
+UAE_NATIVE = "uae.json"  # the same of a whole UAE checkpoint, `uae_jax.weights.uae`
+# File -> fields of which it has one, in every folder that this package, transformers, diffusers or PEFT write.
+MARKERS = {
+    NATIVE: ("architecture",),
+    UAE_NATIVE: ("encoder_lora",),
+    "llm_model/config.json": ("architectures",),  # a published UAE checkpoint
+    "config.json": ("architectures", "model_type", "_class_name"),
+    "model_index.json": ("_class_name",),
+    "adapter_config.json": ("peft_type",),
+}
+_INDEX = ".safetensors.index.json"
+_DOWNLOADS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+
+
+def resolve(name_or_path: str | os.PathLike, *, subfolder: str = "", offline: bool = False) -> Path:
+    """Finds a checkpoint folder: a local path, else a repository of the Hugging Face hub through its cache.
+
+    Only safetensors, JSON and tokenizer files are fetched. Without a network (or with `HF_HUB_OFFLINE=1`) the cache
+    alone serves.
+
+    Args:
+      name_or_path: a local folder, or a repository name.
+      subfolder: the only part of the repository that is fetched; it is not part of the result.
+      offline: never reach out.
+
+    Raises:
+      WeightsError: if there is neither; says what was tried.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return path
+    import huggingface_hub
+
+    patterns = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in _DOWNLOADS]
+    try:
+        found = huggingface_hub.snapshot_download(str(name_or_path), allow_patterns=patterns, local_files_only=offline)
+    except Exception as error:  # the hub client raises many kinds; all mean that there is nothing to load
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(
+            f"{name_or_path}: no such folder, and not to be had from the Hugging Face hub ({reason}); "
+            f"download it with `hf download {name_or_path}` or give a local path"
+        ) from None
+    return Path(found)
+
+
+def read_json(path: Path) -> dict:
+    """Reads a JSON object.
+
+    Raises:
+      WeightsError: if the file is missing, too long or holds no JSON object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > safetensors.MAX_HEADER_BYTES:
+            raise WeightsError(f"{path}: {size} bytes of JSON, wanted at most {safetensors.MAX_HEADER_BYTES}")
+        return safetensors.parse_object(path, path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise WeightsError(f"{path}: missing, wanted a JSON file") from None
+    except OSError as error:
+        raise WeightsError(f"{path}: {error.strerror}, wanted a JSON file") from None
+
+
+def open_checkpoint(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Lists all tensors of a safetensors file, or of a folder with one file, numbered shards or an index.
+
+    A folder may hold variants ("model.fp16.safetensors"); then the file or index with the plain name is read.
+
+    Raises:
+      WeightsError: on pickle files, a missing shard, a key that the index misplaces, or a broken file.
+    """
+    path = Path(path)
+    if os.path.isfile(path):
+        refuse_pickle(path)
+        return safetensors.open_file(path)
+    if not os.path.isdir(path):
+        raise WeightsError(f"{path}: missing, wanted a safetensors file or a folder of them")
+    for stem in (MODEL, DIFFUSION_MODEL):
+        if os.path.isfile(path / f"{stem}.safetensors"):
+            return safetensors.open_file(path / f"{stem}.safetensors")
+        if os.path.isfile(path / f"{stem}{_INDEX}"):
+            return _open_sharded(path / f"{stem}{_INDEX}")
+    indexes = sorted(path.glob(f"*{_INDEX}"))
+    if len(indexes) == 1:
+        return _open_sharded(indexes[0])
+    files = sorted(path.glob("*.safetensors"))
+    if not files or indexes:
+        _explain_nothing(path, indexes)
+    if _numbered(files[0]):  # shards without an index, as the published `llm_lora` folder has them
+        _check_numbering(files)
+    elif len(files) > 1:
+        raise WeightsError(f"{path}: {len(files)} .safetensors files and no index; name the one to read")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        for key, tensor in safetensors.open_file(file).items():
+            if key in tensors:
+                raise WeightsError(f"{file}: {key}: stands in {tensors[key].file} too, wanted once")
+            tensors[key] = tensor
+    return tensors
+
+
+def _explain_nothing(folder: Path, indexes: list[Path]) -> NoReturn:
+    if indexes:
+        names = ", ".join(index.name for index in indexes)
+        raise WeightsError(f"{folder}: {len(indexes)} indexes ({names}), wanted one; name the file to read")
+    for other in sorted(folder.iterdir()):
+        refuse_pickle(other)
+    if (folder / NATIVE).exists():
+        raise WeightsError(f"{folder}: holds the native format; load it with load_native, or `uae export` it first")
+    raise WeightsError(f"{folder}: no .safetensors file in it")
+
+
+def _open_sharded(index: Path) -> dict[str, Tensor]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise WeightsError(f"{index}: weight_map is missing or malformed, wanted key -> file name")
+    wanted = collections.Counter(weight_map.values())
+    for name in sorted(wanted):  # all names before any file: a hostile one is not to be touched
+        if Path(name).name != name or name in ("", "..") or "\\" in name:
+            raise WeightsError(f"{index}: shard {name!r} is outside the folder, wanted a plain file name")
+        refuse_pickle(index.parent / name)
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(wanted):
+        # What a plain name links to is the owner's business: the Hugging Face cache links all files to its blobs.
+        if not os.path.isfile(index.parent / name):
+            raise WeightsError(f"{index.parent / name}: missing shard, the index wants {wanted[name]} tensors from it")
+        for key, tensor in safetensors.open_file(index.parent / name).items():
+            if weight_map.get(key) != name:
+                there = f"the index has it in {weight_map[key]}" if key in weight_map else f"not in {index.name}"
+                raise WeightsError(f"{tensor.file}: {key}: {there}")
+            tensors[key] = tensor
+    for key, name in weight_map.items():
+        if key not in tensors:
+            raise WeightsError(f"{index.parent / name}: {key}: not in this file, the index wants it there")
+    return tensors
+
+
+def _numbered(file: Path) -> re.Match[str] | None:
+    return re.fullmatch(r"(.+)-([0-9]+)-of-([0-9]+)", file.stem)
+
+
+def _check_numbering(files: list[Path]) -> None:
+    stem, _, total = _numbered(files[0]).groups()
+    names = {file.name for file in files}
+    for number in range(1, int(total) + 1):
+        wanted = f"{stem}-{number:0{len(total)}d}-of-{total}.safetensors"
+        if wanted not in names:
+            raise WeightsError(
+                f"{files[0].with_name(wanted)}: missing shard, {files[0].name} says that there are {int(total)}"
+            )
+        names.remove(wanted)
+    if names:
+        raise WeightsError(f"{files[0].with_name(min(names))}: not one of the {int(total)} shards; remove one set")
+
+
+def refuse_pickle(path: Path) -> None:
+    """Raises `WeightsError` if a file's name says that it is a pickle; says how to convert it."""
+    if path.suffix in PICKLES:
+        raise WeightsError(
+            f"{path}: a pickle file, which can run code when read; convert it once where PyTorch is installed: "
+            f"from safetensors.torch import save_file; "
+            f"save_file({{k: v.contiguous().clone() for k, v in "
+            f"torch.load({path.name!r}, weights_only=True).items()}}, {path.stem + '.safetensors'!r})"
+        )
+
+
+def write_checkpoint(
+    folder: Path,
+    stem: str,
+    tensors: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    read: Callable[[str], np.ndarray],
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes tensors as one safetensors file, or as shards with an index, in the naming of transformers and diffusers.
+
+    Args:
+      folder: an existing folder.
+      stem: `MODEL` or `DIFFUSION_MODEL`.
+      tensors: key -> (shape, dtype).
+      read: makes the value of a key when its turn comes; one is held at a time.
+      max_shard_bytes: a new shard begins before this is exceeded.
+    """
+    shards: list[dict[str, tuple[tuple[int, ...], np.dtype]]] = [{}]
+    filled, total = 0, 0
+    for key, (shape, dtype) in tensors.items():
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+        if shards[-1] and filled + nbytes > max_shard_bytes:
+            shards.append({})
+            filled = 0
+        shards[-1][key] = (shape, dtype)
+        filled += nbytes
+        total += nbytes
+    if len(shards) == 1:
+        names = [f"{stem}.safetensors"]
+    else:
+        names = [f"{stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
+        }
+        write_json(folder / f"{stem}.safetensors.index.json", index)
+    for name, shard in zip(names, shards, strict=True):
+        # Wide dtypes first, as the reference implementation has them, so that each tensor is aligned to its own.
+        aligned = dict(sorted(shard.items(), key=lambda item: -np.dtype(item[1][1]).itemsize))
+        safetensors.write_file(folder / name, aligned, (read(key) for key in aligned))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Writes JSON the way the published folders have it: two spaces, sorted keys, a final newline."""
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+class NewFolder:
+    """A folder that appears complete or not at all: `with NewFolder(path) as temporary: ...`.
+
+    Writes go to a hidden sibling, renamed into place at the end; an error removes it, and leaves what was at `path`.
+
+    Raises:
+      FileExistsError: on entry, if `path` exists and is not an empty folder; with `force`, which replaces it at the
+        end and only then, if it is not a folder that this package, transformers, diffusers or PEFT wrote.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, force: bool = False):
+        self.path = Path(path).resolve()  # a link to a folder on a larger disk stays one
+        self.force = force
+        self._suffix = uuid.uuid4().hex[:8]
+        self._temporary = self.path.with_name(f".{self.path.name}.{self._suffix}.part")
+
+    def __enter__(self) -> Path:
+        self.check()
+        self._temporary.mkdir(parents=True)
+        return self._temporary
+
+    def check(self) -> None:
+        """Raises what entering would; for whoever has long work to do before that."""
+        if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
+            return
+        if not self.force:
+            raise FileExistsError(f"{self.path} exists; choose another folder, or force to replace it")
+        if not _is_checkpoint(self.path):
+            raise FileExistsError(
+                f"{self.path} is not replaced, even by force: it holds no model ({' or '.join(MARKERS)}); "
+                "choose another folder, or remove it yourself"
+            )
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            if kind is None:
+                self._replace()
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def _replace(self) -> None:
+        self.check()  # again: much time has passed
+        old = self.path.with_name(f".{self.path.name}.{self._suffix}.old")
+        exists = self.path.exists()
+        if exists:
+            self.path.rename(old)
+        try:
+            self._temporary.rename(self.path)
+        except BaseException:
+            if exists:
+                old.rename(self.path)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder can be nothing but a written model, so that replacing it destroys no other data."""
+    for name, fields in MARKERS.items():
+        if os.path.isfile(folder / name):
+            try:
+                return any(field in read_json(folder / name) for field in fields)
+            except WeightsError:
+                return False
+    return False

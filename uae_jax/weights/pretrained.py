@@ -1,0 +1,103 @@
+"""Loads and saves one model in the published layout of transformers or diffusers.
+
+`load_pretrained` reads the native format (`uae_jax.weights.native`) as well, so a caller need not know which it has.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from uae_jax.parallel import sharding
+from uae_jax.weights import checkpoint, native, registry, transfer
+from uae_jax.weights.architecture import Architecture, Pretrained
+
+
+def load_pretrained(
+    name_or_path: str | os.PathLike,
+    *,
+    subfolder: str = "",
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    rules: sharding.Rules | None = None,
+    progress: transfer.Progress | None = None,
+) -> Pretrained:
+    """Loads a folder with `config.json` and safetensors, as transformers or diffusers write it, or a native one.
+
+    Args:
+      name_or_path: local folder or Hugging Face repository name.
+      subfolder: folder inside it.
+      dtype: of the parameters; None keeps the file's.
+      mesh: parameters land in their shards on it; None puts them on the default device.
+      rules: logical axis -> mesh axes; defaults to `sharding.DEFAULT_RULES`.
+      progress: called with the bytes read, after each tensor.
+
+    Raises:
+      WeightsError: if anything is missing, unexpected or of the wrong shape; before anything is allocated.
+    """
+    folder = checkpoint.resolve(name_or_path, subfolder=subfolder) / subfolder
+    if (folder / checkpoint.NATIVE).exists():
+        return native.load_native(folder, dtype=dtype, mesh=mesh, rules=rules, progress=progress)
+    config_json = checkpoint.read_json(folder / "config.json")
+    architecture = registry.find(registry.name_in(config_json, str(folder / "config.json")), str(folder))
+    config = architecture.config_from_json(config_json)
+    tensors = architecture.canonical(checkpoint.open_checkpoint(folder), config)
+    return from_tensors(
+        architecture, config, tensors, source=str(folder), dtype=dtype, mesh=mesh, rules=rules, progress=progress
+    )
+
+
+def from_tensors(
+    architecture: Architecture,
+    config: Any,
+    tensors: Any,
+    *,
+    source: str,
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    rules: sharding.Rules | None = None,
+    progress: transfer.Progress | None = None,
+) -> Pretrained:
+    """Loads a model whose tensors are already listed under the keys of its table; arguments as `load_pretrained`."""
+    abstract = architecture.abstract(config)
+    placed = None
+    if mesh is not None:
+        placed = sharding.shardings(abstract, architecture.logical_axes.tree(abstract), mesh, rules)
+    params = transfer.load(
+        architecture.table(config), tensors, abstract, source=source, dtype=dtype, shardings=placed, progress=progress
+    )
+    return Pretrained(architecture, config, params)
+
+
+def save_pretrained(
+    model: Pretrained, path: str | os.PathLike, *, force: bool = False, max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """Writes a folder that transformers or diffusers load with no key missing and none unexpected.
+
+    Raises:
+      FileExistsError: if `path` exists and is not empty, unless `force`.
+    """
+    with checkpoint.NewFolder(path, force=force) as folder:
+        write_model(model, folder, max_shard_bytes=max_shard_bytes)
+
+
+def write_model(model: Pretrained, folder: Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
+    """Writes `config.json` and the weights into an existing folder."""
+    architecture = model.architecture
+    table = architecture.table(model.config)
+    checkpoint.write_json(folder / "config.json", architecture.config_to_json(model.config))
+    checkpoint.write_checkpoint(
+        folder,
+        architecture.file_stem,
+        transfer.published_shapes(table, model.params),
+        transfer.to_published(table, model.params),
+        max_shard_bytes=max_shard_bytes,
+    )
+
+
+def parameter_count(params: Any) -> int:
+    """Numbers in a tree of arrays or `ShapeDtypeStruct`."""
+    return sum(int(np.prod(leaf.shape, dtype=np.int64)) for leaf in jax.tree.leaves(params))
