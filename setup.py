@@ -24,11 +24,14 @@ setup(
     install_requires=[
         "jax>=0.10.0",  # plain: the extras below choose the hardware
         "flax>=0.12.6",
-        "huggingface_hub>=1.0",
+        "huggingface_hub>=1.32",
+        "jinja2>=3.1",  # chat templates
         "ml_dtypes>=0.5.0",
         "numpy>=2.0",
         "orbax-checkpoint>=0.12.0",
+        "pillow>=11.0",
         "tqdm>=4.66",
+        "transformers>=5.20",  # tokenizers
     ],
     extras_require={
         "cpu": [],  # plain jax runs on the CPU
@@ -43,13 +46,12 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.13",
+            "scikit-image>=0.25",  # photographs
             "torch==2.13.0",
-            "transformers>=5.20",
         ],
     },
     entry_points={"console_scripts": ["uae = uae_jax.cli:main"]},
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",

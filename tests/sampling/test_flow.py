@@ -7,7 +7,7 @@ import pytest
 
 from uae_jax.sampling import flow
 
-# Ten steps, shift 3, a = 0.7: sigma, std, |c_v| and K = c_v^2 / (2 std^2), worked out by hand from Flow-GRPO's formulas.
+# Ten steps, shift 3, a = 0.7: sigma, std, |c_v| and K = c_v^2 / (2 std^2), from Flow-GRPO's formulas.
 GOLDEN = np.array(
     [
         [1.0, 0.70000, 0.0399, 0.0016],

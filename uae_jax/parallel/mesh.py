@@ -24,6 +24,9 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, 
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
+    for name, size in sizes.items():
+        if size < 1 and size != -1:
+            raise ValueError(f"mesh axis {name} is {size}, wanted a positive number, or -1 for the rest")
     open_axes = [name for name, size in sizes.items() if size == -1]
     if len(open_axes) > 1:
         raise ValueError(f"mesh axes {', '.join(open_axes)} are all -1; only one can take the remaining devices")

@@ -1,0 +1,158 @@
+"""The published UAE folder: read, written, converted, and every tensor accounted for."""
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+from safetensors.torch import load_file, save_file
+
+from tests import published
+from uae_jax import cli
+from uae_jax.weights import checkpoint, uae
+from uae_jax.weights.errors import WeightsError
+
+PARTS = ("llm_model", "llm_lora", "dit", "dit_lora", "SD3/vae", "SD3/text_encoder", "SD3/text_encoder_2")
+# The wrapped state dict repeats the embedding as the tied head; it is read, and not written a second time.
+TIED = "llm_lora:model.base_model.model.lm_head.weight"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("published")
+    published.write(root)
+    return root
+
+
+def all_tensors(root: Path) -> dict[str, checkpoint.Tensor]:
+    found = {}
+    for part in PARTS:
+        place = root / part
+        if part == "dit_lora":
+            place = place / "adapter_model.safetensors"
+        found |= {f"{part}:{key}": tensor for key, tensor in checkpoint.open_checkpoint(place).items()}
+    return found
+
+
+def assert_same_tensors(got: Path, wanted: Path) -> None:
+    got, wanted = all_tensors(got), all_tensors(wanted)
+    wanted.pop(TIED, None)
+    assert got.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        assert (got[key].dtype, got[key].shape) == (tensor.dtype, tensor.shape), key
+        assert got[key].read().tobytes() == tensor.read().tobytes(), key
+
+
+def assert_same_trees(got, wanted) -> None:
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+
+
+def test_published_to_native_to_published_changes_no_bit(folder, tmp_path, capsys):
+    assert cli.main(["convert", str(folder), str(tmp_path / "native")]) == 0
+    assert cli.main(["export", str(tmp_path / "native"), str(tmp_path / "back")]) == 0
+    assert_same_tensors(tmp_path / "back", folder)
+    for name in ("llm_model/tokenizer.json", "SD3/scheduler/scheduler_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
+    printed = capsys.readouterr().out
+    assert "Qwen2_5_VLForConditionalGeneration" in printed
+    assert "encoder LoRA of rank 32, alpha 64" in printed
+
+
+def test_both_layouts_load_alike(folder, tmp_path):
+    cli.main(["convert", str(folder), str(tmp_path / "native")])
+    one, other = uae.load(folder), uae.load(tmp_path / "native")
+    for part in ("encoder", "projector", "decoder", "vae", "text_encoder", "text_encoder_2"):
+        assert getattr(one, part).config == getattr(other, part).config
+        assert_same_trees(getattr(other, part).params, getattr(one, part).params)
+    for part in ("encoder_lora", "decoder_lora"):
+        assert getattr(one, part).config == getattr(other, part).config
+        assert_same_trees(getattr(other, part).params, getattr(one, part).params)
+    assert one.files == other.files
+
+
+def test_the_adapter_of_the_encoder_is_rank_32_alpha_64_on_the_language_model_only(folder):
+    adapter = uae.load(folder).encoder_lora
+    assert (adapter.config.rank, adapter.config.alpha) == (32, 64.0)
+    assert set(adapter.params) == {"language"}
+    assert set(adapter.params["language"]["layers"]["attn"]) == {"q", "k", "v", "o"}
+
+
+def test_what_llm_lora_holds_wins_over_llm_model(folder, tmp_path):
+    # The published code loads llm_lora last, projector and wrapped weights included.
+    root = tmp_path / "changed"
+    shutil.copytree(folder, root)
+    file = next(f for f in root.glob("llm_lora/*.safetensors") if "projector.0.bias" in load_file(f))
+    tensors = load_file(file)
+    tensors["projector.0.bias"] = tensors["projector.0.bias"] + 1
+    save_file(tensors, file, metadata={"format": "pt"})
+    before, after = (uae.load(place).projector.params["up"]["bias"] for place in (folder, root))
+    np.testing.assert_allclose(after, before + 1)
+
+
+def test_a_folder_without_adapters_loads(tmp_path):
+    published.write(tmp_path, lora=False)
+    weights = uae.load(tmp_path)
+    assert weights.encoder_lora is None
+    assert weights.decoder_lora is None
+
+
+def test_keys_of_a_wrapper_class_are_read(folder, tmp_path):
+    root = tmp_path / "wrapped"
+    shutil.copytree(folder, root)
+    file = root / "llm_model/model.safetensors"
+    tensors = {k if k.startswith("projector") else f"model.{k}": v for k, v in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert_same_trees(uae.load(root).encoder.params, uae.load(folder).encoder.params)
+
+
+def test_a_single_model_converts_and_exports_too(folder, tmp_path):
+    assert cli.main(["convert", str(folder), str(tmp_path / "native"), "--subfolder", "SD3/vae"]) == 0
+    assert cli.main(["export", str(tmp_path / "native"), str(tmp_path / "back")]) == 0
+    got, wanted = (checkpoint.open_checkpoint(place) for place in (tmp_path / "back", folder / "SD3/vae"))
+    assert got.keys() == wanted.keys()
+    assert all(got[key].read().tobytes() == wanted[key].read().tobytes() for key in wanted)
+
+
+def test_conversion_to_bfloat16_halves_the_base_and_leaves_the_adapters(folder, tmp_path):
+    assert cli.main(["convert", str(folder), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
+    weights = uae.load(tmp_path / "half")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(weights.decoder.params)} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(weights.decoder_lora.params)} == {"float32"}
+
+
+def test_a_part_that_is_missing_is_named(folder, tmp_path):
+    root = tmp_path / "broken"
+    shutil.copytree(folder, root)
+    (root / "llm_lora/model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"model-00002-of-00003.safetensors: missing shard"):
+        uae.load(root)
+
+
+@pytest.mark.parametrize("command", ["convert", "export"])
+def test_nothing_is_overwritten_without_force(folder, tmp_path, capsys, command):
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / "thesis.txt").write_text("mine")
+    assert cli.main([command, str(folder), str(there)]) == 1
+    assert "exists" in capsys.readouterr().err
+    assert cli.main([command, str(folder), str(there), "--force"]) == 1  # not even then: it is no checkpoint
+    assert (there / "thesis.txt").read_text() == "mine"
+
+
+def test_the_wrong_direction_says_which_is_right(folder, tmp_path, capsys):
+    assert cli.main(["export", str(folder), str(tmp_path / "x")]) == 1
+    assert "native" in capsys.readouterr().err
+    cli.main(["convert", str(folder), str(tmp_path / "native")])
+    assert cli.main(["convert", str(tmp_path / "native"), str(tmp_path / "y")]) == 1
+    assert "native already" in capsys.readouterr().err
+
+
+def test_no_command_and_bad_usage_exit_with_2(capsys):
+    assert cli.main([]) == 2
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["convert"])
+    assert exit_.value.code == 2
