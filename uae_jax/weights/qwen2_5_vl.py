@@ -270,6 +270,14 @@ def canonical(tensors: Tensors, config: Qwen2_5_VLConfig) -> dict[str, Tensor]:
     return result
 
 
+def _module_name(key: str) -> str:
+    """Hub name -> name in memory: transformers keeps both towers inside `model`."""
+    for hub, memory in {"model.": "model.language_model.", "visual.": "model.visual."}.items():
+        if key.startswith(hub):
+            return memory + key.removeprefix(hub)
+    return key
+
+
 ARCHITECTURE = Architecture(
     name=NAME,
     config_class=Qwen2_5_VLConfig,
@@ -281,4 +289,5 @@ ARCHITECTURE = Architecture(
     table=table,
     file_stem=MODEL,
     canonical=canonical,
+    module_name=_module_name,
 )
