@@ -22,7 +22,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["uae_jax", "uae_jax.*"]),
     install_requires=[
-        "jax>=0.10.0",  # plain: the extras below choose the hardware
+        "jax>=0.10.1",  # plain: the extras below choose the hardware
         "flax>=0.12.6",
         "huggingface_hub>=1.32",
         "jinja2>=3.1",  # chat templates

@@ -13,7 +13,8 @@ from uae_jax.parallel import sharding
 Array = jax.Array
 
 KERNELS = ("auto", "xla", "cudnn", "splash")
-_SPLASH_LANES = 128  # splash works on blocks of whole TPU lanes
+_SPLASH_BLOCKS = (512, 384, 256, 128)  # lengths that splash works on at a time: whole TPU lanes
+_SPLASH_PADDING = -(2**31)  # segment of the places that fill the last block
 
 
 def attention(
@@ -38,8 +39,9 @@ def attention(
         segment of its own.
       mask: bool, broadcastable to [B, N, T, S]; True is seen. What segments cannot say, e.g. a half-filled cache.
       kv_lengths: i32[B], at least 1; keys from there on are not seen. Instead of `segment_ids`, and cheaper.
-      kernel: "auto"; "xla", which always works and holds [B, N, T, S] logits; "cudnn", flash attention on NVIDIA for
-        16-bit inputs; "splash", flash attention on TPU without `mask` for lengths in multiples of 128.
+      kernel: "auto", by shape and by the platform of the mesh in use (without a mesh, of the default device); "xla",
+        which always works and holds [B, N, T, S] logits; "cudnn", flash attention on NVIDIA for 16-bit inputs;
+        "splash", flash attention on TPU, which pads lengths to multiples of 128 and leaves calls with `mask` to xla.
 
     Returns:
       [B, T, N, H] in the dtype of q.
@@ -51,14 +53,14 @@ def attention(
     if kernel not in KERNELS:
         raise ValueError(f"attention kernel is {kernel!r}, wanted one of {', '.join(KERNELS)}")
     if kernel == "auto":
-        kernel = _choose(q, k, mask)
-    elif (why := _obstacle(kernel, q, k, mask)) is not None:
+        kernel = _choose(q, k)
+    elif (why := _obstacle(kernel, q)) is not None:
         raise ValueError(f"attention kernel {kernel!r} cannot be used here: {why}; use 'auto' or 'xla'")
     if segment_ids is not None and kv_lengths is not None:
         raise ValueError("attention got segment_ids and kv_lengths, wanted at most one; put the lengths into the ids")
     pair = segment_ids if isinstance(segment_ids, tuple) or segment_ids is None else (segment_ids, segment_ids)
     q = sharding.constrain(q, "batch", "length", "act_heads", None)
-    if kernel == "splash":
+    if kernel == "splash" and mask is None:
         if kv_lengths is not None:
             seen = jnp.arange(k.shape[1]) < kv_lengths[:, None]
             pair = (jnp.ones(q.shape[:2], jnp.int32), seen.astype(jnp.int32))
@@ -66,28 +68,29 @@ def attention(
     if pair is not None:
         same = (pair[0][:, :, None] == pair[1][:, None, :])[:, None]  # [B, 1, T, S]
         mask = same if mask is None else mask & same
+    implementation = "cudnn" if kernel == "cudnn" else "xla"
     return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=kv_lengths, implementation=kernel
+        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=kv_lengths, implementation=implementation
     )
 
 
-def _choose(q: Array, k: Array, mask: Array | None) -> str:
-    preferred = {"tpu": "splash", "gpu": "cudnn"}.get(jax.default_backend(), "xla")
-    return preferred if _obstacle(preferred, q, k, mask) is None else "xla"
+def _choose(q: Array, k: Array) -> str:
+    device = jax.sharding.get_abstract_mesh().abstract_device  # what is compiled for, which need not be present
+    platform = jax.default_backend() if device is None else device.platform
+    if platform == "tpu" and min(q.shape[1], k.shape[1]) >= _SPLASH_BLOCKS[-1]:  # else it would be mostly padding
+        return "splash"
+    if platform in ("gpu", "cuda") and _obstacle("cudnn", q) is None:
+        return "cudnn"
+    return "xla"
 
 
-def _obstacle(kernel: str, q: Array, k: Array, mask: Array | None) -> str | None:
+def _obstacle(kernel: str, q: Array) -> str | None:
     """Says why a kernel cannot take these inputs, or None."""
     if kernel == "cudnn":
         if q.dtype not in (jnp.bfloat16, jnp.float16):
             return f"inputs are {q.dtype}, wanted bfloat16 or float16"
         if q.shape[-1] % 8 or q.shape[-1] > 256:
             return f"head width is {q.shape[-1]}, wanted a multiple of 8 up to 256"
-    if kernel == "splash":
-        if mask is not None:
-            return "it takes causal order and segments, no free mask"
-        if q.shape[1] % _SPLASH_LANES or k.shape[1] % _SPLASH_LANES:
-            return f"lengths are {q.shape[1]} and {k.shape[1]}, wanted multiples of {_SPLASH_LANES}"
     return None
 
 
@@ -111,9 +114,13 @@ def _splash(q: Array, k: Array, v: Array, causal: bool, segment_ids: tuple[Array
 def _splash_local(q: Array, k: Array, v: Array, segment_ids: tuple[Array, Array] | None, *, causal: bool) -> Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-    t, s, n = q.shape[1], k.shape[1], q.shape[2]
+    length, n = q.shape[1:3]
+    block_q, block_kv = _block(length), _block(k.shape[1])
+    if segment_ids is None and k.shape[1] % block_kv:
+        segment_ids = tuple(jnp.zeros(x.shape[:2], jnp.int32) for x in (q, k))
+    q, k, v = _filled(q, block_q), _filled(k, block_kv), _filled(v, block_kv)
+    t, s = q.shape[1], k.shape[1]
     one = splash.CausalMask((t, s)) if causal else splash.FullMask((t, s))
-    block_q, block_kv = _block(t), _block(s)
     blocks = splash.BlockSizes(
         block_q=block_q,
         block_kv=block_kv,
@@ -126,10 +133,25 @@ def _splash_local(q: Array, k: Array, v: Array, segment_ids: tuple[Array, Array]
     )
     run = splash.make_splash_mha_single_device(splash.MultiHeadMask([one] * n), block_sizes=blocks)
     heads_first = [x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v)]
-    ids = None if segment_ids is None else splash.SegmentIds(*segment_ids)
+    ids = None
+    if segment_ids is not None:
+        asking, asked = segment_ids
+        ids = splash.SegmentIds(_filled(asking, block_q, _SPLASH_PADDING), _filled(asked, block_kv, _SPLASH_PADDING))
     out = jax.vmap(run, in_axes=(0, 0, 0, None if ids is None else 0))(*heads_first, ids)
-    return out.swapaxes(1, 2).astype(q.dtype)
+    return out.swapaxes(1, 2)[:, :length].astype(q.dtype)
 
 
 def _block(length: int) -> int:
-    return next(block for block in (512, 384, 256, 128) if length % block == 0)
+    """The largest block that a length fills up to a sixteenth."""
+    least = _rounded(length, _SPLASH_BLOCKS[-1])
+    return next(block for block in _SPLASH_BLOCKS if _rounded(length, block) - least <= least // 16)
+
+
+def _filled(x: Array, block: int, value: int = 0) -> Array:
+    """Pads axis 1 to whole blocks."""
+    extra = _rounded(x.shape[1], block) - x.shape[1]
+    return jnp.pad(x, [(0, 0), (0, extra)] + [(0, 0)] * (x.ndim - 2), constant_values=value) if extra else x
+
+
+def _rounded(length: int, block: int) -> int:
+    return -(-length // block) * block
