@@ -1,4 +1,4 @@
-"""Eight CPU devices and no network, before anything imports JAX."""
+"""Eight CPU devices and no network, before anything imports JAX; and one small checkpoint for all who need one."""
 
 import os
 
@@ -7,3 +7,28 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def uae_checkpoint(tmp_path_factory):
+    """A small random UAE checkpoint in the published layout, adapters included: (folder, PyTorch originals).
+
+    Not to be changed: all tests of a session share it.
+    """
+    pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    from tests import published
+
+    folder = tmp_path_factory.mktemp("published")
+    return folder, published.write(folder)
+
+
+@pytest.fixture(scope="session")
+def small_uae(uae_checkpoint):
+    """That checkpoint, loaded; shared, so that what one test compiled serves the next."""
+    from uae_jax import UAE
+
+    return UAE.from_pretrained(uae_checkpoint[0], dtype="float32", max_pixels=20_000)

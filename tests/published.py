@@ -106,7 +106,8 @@ def write(folder: Path, seed: int = 0, lora: bool = True) -> Originals:
     """Writes a whole checkpoint; `lora` adds both adapters."""
     llm = encoder(seed)
     torch.manual_seed(seed + 1)
-    projector = torch.nn.Sequential(torch.nn.Linear(32, 40), torch.nn.GELU(), torch.nn.Linear(40, 24)).eval()
+    projector = torch.nn.Sequential(torch.nn.Linear(32, 40), torch.nn.GELU(), torch.nn.Linear(40, 24))
+    projector = randomise(projector, seed + 4, std=0.8)  # so large that the prompt shows in the painting
     dit = randomise(_decoder(), seed + 2)
     vae = randomise(_vae(), seed + 3, std=0.02)
     texts = (_text_encoder(16, 12), _text_encoder(24, 20))

@@ -17,8 +17,8 @@ from uae_jax.parallel import sharding
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.weights.registry import ARCHITECTURES
 
-# Of 2 x 2 x 2 devices, parameters split over fsdp and tensor: at best a quarter each. What stays whole are norms, biases
-# of the model's width, and in the VAE, whose convolutions split over fsdp only, nothing else: a half.
+# Of 2 x 2 x 2 devices, parameters split over fsdp and tensor: at best a quarter each. What stays whole are norms,
+# biases of the model's width, and in the VAE, whose convolutions split over fsdp only, nothing else: a half.
 FULL_SIZE = {
     "qwen2.5-vl-3b": ("Qwen2_5_VLForConditionalGeneration", qwen2_5_vl_3b(), 0.26),
     "qwen2.5-vl-7b": ("Qwen2_5_VLForConditionalGeneration", qwen2_5_vl_7b(), 0.26),

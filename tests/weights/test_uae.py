@@ -1,5 +1,7 @@
 """The published UAE folder: read, written, converted, and every tensor accounted for."""
 
+import contextlib
+import io
 import shutil
 from pathlib import Path
 
@@ -21,11 +23,18 @@ PARTS = ("llm_model", "llm_lora", "dit", "dit_lora", "SD3/vae", "SD3/text_encode
 TIED = "llm_lora:model.base_model.model.lm_head.weight"
 
 
+@pytest.fixture
+def folder(uae_checkpoint) -> Path:
+    return uae_checkpoint[0]
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("published")
-    published.write(root)
-    return root
+def converted(uae_checkpoint, tmp_path_factory) -> tuple[Path, str]:
+    """The native folder, and what converting it printed."""
+    root, printed = tmp_path_factory.mktemp("converted") / "native", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert cli.main(["convert", str(uae_checkpoint[0]), str(root)]) == 0
+    return root, printed.getvalue()
 
 
 def all_tensors(root: Path) -> dict[str, checkpoint.Tensor]:
@@ -51,20 +60,19 @@ def assert_same_trees(got, wanted) -> None:
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
-def test_published_to_native_to_published_changes_no_bit(folder, tmp_path, capsys):
-    assert cli.main(["convert", str(folder), str(tmp_path / "native")]) == 0
-    assert cli.main(["export", str(tmp_path / "native"), str(tmp_path / "back")]) == 0
+def test_published_to_native_to_published_changes_no_bit(folder, converted, tmp_path, capsys):
+    native, said = converted
+    assert cli.main(["export", str(native), str(tmp_path / "back")]) == 0
     assert_same_tensors(tmp_path / "back", folder)
     for name in ("llm_model/tokenizer.json", "SD3/scheduler/scheduler_config.json"):
         assert (tmp_path / "back" / name).read_bytes() == (folder / name).read_bytes()
-    printed = capsys.readouterr().out
-    assert "Qwen2_5_VLForConditionalGeneration" in printed
-    assert "encoder LoRA of rank 32, alpha 64" in printed
+    for printed in (said, capsys.readouterr().out):
+        assert "Qwen2_5_VLForConditionalGeneration" in printed
+        assert "encoder LoRA of rank 32, alpha 64" in printed
 
 
-def test_both_layouts_load_alike(folder, tmp_path):
-    cli.main(["convert", str(folder), str(tmp_path / "native")])
-    one, other = uae.load(folder), uae.load(tmp_path / "native")
+def test_both_layouts_load_alike(folder, converted):
+    one, other = uae.load(folder), uae.load(converted[0])
     for part in ("encoder", "projector", "decoder", "vae", "text_encoder", "text_encoder_2"):
         assert getattr(one, part).config == getattr(other, part).config
         assert_same_trees(getattr(other, part).params, getattr(one, part).params)
@@ -143,11 +151,10 @@ def test_nothing_is_overwritten_without_force(folder, tmp_path, capsys, command)
     assert (there / "thesis.txt").read_text() == "mine"
 
 
-def test_the_wrong_direction_says_which_is_right(folder, tmp_path, capsys):
+def test_the_wrong_direction_says_which_is_right(folder, converted, tmp_path, capsys):
     assert cli.main(["export", str(folder), str(tmp_path / "x")]) == 1
     assert "native" in capsys.readouterr().err
-    cli.main(["convert", str(folder), str(tmp_path / "native")])
-    assert cli.main(["convert", str(tmp_path / "native"), str(tmp_path / "y")]) == 1
+    assert cli.main(["convert", str(converted[0]), str(tmp_path / "y")]) == 1
     assert "native already" in capsys.readouterr().err
 
 

@@ -1,0 +1,94 @@
+"""Similarity scores against transformers: models, published image processors and cosine."""
+
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("skimage")
+
+from PIL import Image  # noqa: E402
+
+from tests.parity import randomise  # noqa: E402
+from tests.photos import photographs  # noqa: E402
+from uae_jax.rewards import scorers  # noqa: E402
+from uae_jax.rewards.scorers import Scorer  # noqa: E402
+
+SIDE = 32
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIDE, "patch_size": 8}
+
+
+def pairs():
+    a, b, c = photographs()
+    blurred = a.resize((40, 40)).resize(a.size)
+    return [a, b, c, a], [blurred, c, c.rotate(90, expand=True), a]
+
+
+def clip():
+    config = transformers.CLIPVisionConfig(**SMALL, intermediate_size=48, projection_dim=24)
+    size = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+    processor = transformers.models.clip.image_processing_pil_clip.CLIPImageProcessorPil(**size)
+    return transformers.CLIPVisionModelWithProjection(config), processor, lambda out: out.image_embeds
+
+
+def dinov2():
+    config = transformers.Dinov2Config(**SMALL, mlp_ratio=2)
+    size = {"size": {"shortest_edge": 40}, "crop_size": {"height": SIDE, "width": SIDE}}
+    statistics = {"image_mean": scorers.IMAGENET_MEAN, "image_std": scorers.IMAGENET_STD}
+    processor = transformers.models.bit.image_processing_pil_bit.BitImageProcessorPil(**size, **statistics)
+    return transformers.Dinov2Model(config), processor, lambda out: out.last_hidden_state[:, 0]
+
+
+@pytest.mark.parametrize("family", [clip, dinov2])
+def test_similarity_is_that_of_transformers(family, tmp_path):
+    torch.manual_seed(0)
+    model, processor, pick = family()
+    model = randomise(model, 1, std=0.2)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor.to_dict(), default=str))
+    first, second = pairs()
+    with torch.inference_mode():
+        one, two = (pick(model(**processor(images=side, return_tensors="pt"))) for side in (first, second))
+    wanted = torch.nn.functional.cosine_similarity(one, two).numpy()
+    scorer = Scorer.from_pretrained(tmp_path)
+    got = scorer.similarity(first, second)
+    np.testing.assert_allclose(got, wanted, atol=1e-3)
+    assert np.ptp(wanted) > 0.05  # scores that are all alike would prove little
+    np.testing.assert_allclose(got[3], 1.0, atol=1e-6)  # an image and itself
+    assert scorer.similarity(first[:1], second[:1])[0] == pytest.approx(got[0], abs=1e-5)
+    assert scorer.similarity([], []).shape == (0,)
+
+
+def test_dinov3_scales_floats_without_cropping(tmp_path):
+    # The published processor needs torchvision; it scales to S x S with antialiased bilinear filtering in floats, as
+    # torch's own interpolation does. PIL rounds to bytes in between, which moves a pixel by half of 1/255 at most.
+    torch.manual_seed(0)
+    config = transformers.DINOv3ViTConfig(**SMALL, intermediate_size=48, num_register_tokens=2)
+    model = randomise(transformers.DINOv3ViTModel(config), 1, std=0.2)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": SIDE, "width": SIDE}}))
+
+    def features(image: Image.Image) -> torch.Tensor:
+        pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.nn.functional.interpolate(pixels, (SIDE, SIDE), mode="bilinear", antialias=True)
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (scorers.IMAGENET_MEAN, scorers.IMAGENET_STD))
+        return model((pixels - mean) / std).last_hidden_state[:, 0]
+
+    first, second = pairs()
+    with torch.inference_mode():
+        wanted = [
+            torch.nn.functional.cosine_similarity(features(a), features(b)).item()
+            for a, b in zip(first, second, strict=True)
+        ]
+    np.testing.assert_allclose(Scorer.from_pretrained(tmp_path).similarity(first, second), wanted, atol=1e-3)
+
+
+def test_a_model_without_image_features_is_refused(tmp_path):
+    config = transformers.CLIPTextConfig(
+        vocab_size=99, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    transformers.CLIPTextModelWithProjection(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no image features; wanted CLIP, DINOv2 or DINOv3"):
+        Scorer.from_pretrained(tmp_path)

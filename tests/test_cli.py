@@ -1,0 +1,378 @@
+"""The commands on a small checkpoint: what goes to stdout and stderr, exit codes, and what is never lost."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("diffusers")
+pytest.importorskip("skimage")
+
+from PIL import Image
+
+from tests.photos import photographs
+from uae_jax import UAE, cli, commands
+
+CAPTION = ["--question", "What is here?", "--max-new-tokens", "6", "--temperature", "0"]
+PAINT = ["--size", "64", "--steps", "3"]
+COMMANDS = ("caption", "generate", "reconstruct", "convert", "export")
+
+
+@pytest.fixture
+def run(small_uae, monkeypatch, capsys):
+    """Runs a command on the shared model, compiled programs and all: (exit code, stdout lines, stderr)."""
+    monkeypatch.setattr(UAE, "from_pretrained", classmethod(lambda cls, *_, **__: small_uae))
+
+    def run(*args):
+        code = cli.main([*map(str, args), "--model", "shared"])
+        out, err = capsys.readouterr()
+        return code, out.splitlines(), err
+
+    return run
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fails a test in which the model would be loaded."""
+    monkeypatch.setattr(UAE, "from_pretrained", classmethod(lambda *_, **__: pytest.fail("the model was loaded")))
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of three photographs, and a file that is none."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, photo in zip(("a.png", "b.jpg", "c.png"), photographs(), strict=True):
+        photo.save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def last(text):
+    return text.splitlines()[-1]
+
+
+# -- caption
+
+
+def test_captions_are_a_line_each_in_order(run, photos, small_uae):
+    code, out, err = run("caption", photos, *CAPTION)
+    assert code == 0
+    wanted = small_uae.caption(list(photographs()), "What is here?", max_new_tokens=6, temperature=0)
+    names = [str(photos / name) for name in ("a.png", "b.jpg", "c.png")]
+    # b is a JPEG, whose pixels differ from the photograph's; the text of the other two is exact but for white space.
+    assert [line.split("\t")[0] for line in out] == names
+    assert [out[i].split("\t", 1)[1] for i in (0, 2)] == [" ".join(wanted[i].split()) for i in (0, 2)]
+    assert last(err) == "uae: 3 captioned, 0 skipped"
+
+
+def test_progress_with_rate_and_time_left_goes_to_stderr(run, photos):
+    _, out, err = run("caption", photos, *CAPTION)
+    assert len(out) == 3
+    assert "3/3" in err
+    assert "image/s" in err or "s/ image" in err  # rate
+    assert "<" in err  # elapsed<left
+
+
+def test_json_is_exact_and_plain_output_one_line_an_image(run, photos, small_uae, monkeypatch):
+    text = 'two\nlines\t"and" a tab, é, \u2028'
+    monkeypatch.setattr(small_uae, "iter_captions", lambda images, *_, **__: ((i, text) for i in range(len(images))))
+    _, out, _ = run("caption", photos / "a.png", *CAPTION)
+    assert out == [f'{photos / "a.png"}\ttwo lines "and" a tab, é,']
+    _, out, _ = run("caption", photos / "a.png", *CAPTION, "--json")
+    assert len(out) == 1
+    assert json.loads(out[0]) == {"image": str(photos / "a.png"), "caption": text}
+
+
+def test_a_bad_image_among_several_is_reported_and_skipped(run, photos):
+    (photos / "aa.png").write_bytes(b"<html>404</html>")
+    (photos / "bb.png").write_bytes((photos / "a.png").read_bytes()[:1000])
+    code, out, err = run("caption", photos, *CAPTION, "--json")
+    assert code == 1
+    assert [json.loads(line)["image"] for line in out] == [str(photos / n) for n in ("a.png", "b.jpg", "c.png")]
+    skipped = [line for line in err.splitlines() if "skipped: " in line]
+    assert len(skipped) == 2
+    assert f"uae: skipped: {photos / 'aa.png'}: not an image" in err
+    assert last(err) == "uae: 3 captioned, 2 skipped"
+
+
+def test_skipping_does_not_change_the_captions_of_others(run, photos, monkeypatch):
+    draw = ["--question", "What is here?", "--max-new-tokens", "6", "--temperature", "1", "--seed", "3"]
+    _, whole, _ = run("caption", photos, *draw)
+    (photos / "0.png").write_bytes(b"")
+    monkeypatch.setattr(commands, "WINDOW", 2)
+    code, windows, _ = run("caption", photos, *draw)
+    assert code == 1
+    assert windows == whole
+
+
+def test_only_bad_images_is_no_crash(run, tmp_path):
+    (tmp_path / "x.png").write_bytes(b"")
+    code, out, err = run("caption", tmp_path / "x.png", tmp_path / "none.png")
+    assert (code, out) == (1, [])
+    assert last(err) == "uae: 0 captioned, 2 skipped"
+
+
+def test_files_folders_and_patterns(photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (photos / "deep").mkdir()
+    a, b, c = (photos.relative_to(tmp_path) / name for name in ("a.png", "b.jpg", "c.png"))
+    assert commands.image_files(["photos"]) == [a, b, c]
+    assert commands.image_files(["photos/*.png"]) == [a, c]
+    assert commands.image_files(["photos/c.png", "photos/*.png", "./photos"]) == [c, a, b]  # each once
+    assert commands.image_files(["**/*.jpg"]) == [b]
+    (photos / "[x].png").write_bytes(b"")
+    assert commands.image_files(["photos/[x].png"]) == [photos.relative_to(tmp_path) / "[x].png"]  # no pattern
+    for nothing in ("photos/*.gif", "photos/deep"):
+        with pytest.raises(ValueError, match="no image there"):
+            commands.image_files([nothing])
+
+
+# -- generate
+
+
+def test_prompts_become_numbered_images(run, tmp_path, small_uae):
+    out = tmp_path / "new" / "out"
+    code, lines, err = run("generate", "a cup", "a cat", "x", "--output", out, *PAINT, "--seed", "4")
+    assert code == 0
+    assert lines == [str(out / f"0000{i}.png") for i in range(3)]
+    assert sorted(out.iterdir()) == [out / f"0000{i}.png" for i in range(3)]  # and nothing unfinished
+    wanted = small_uae.generate(["a cup", "a cat", "x"], size=64, steps=3, seed=4)
+    for file, image in zip(lines, wanted, strict=True):
+        assert np.array_equal(Image.open(file), image)
+    assert last(err) == "uae: 3 painted, 0 skipped"
+
+
+def test_prompts_from_a_file_plain_and_json(run, tmp_path):
+    file = tmp_path / "prompts"
+    text = "a \u2028 cup"  # a line break to Python, not to JSON
+    file.write_text(
+        f'\ufeffa cat\n\n{{"prompt": "{text}"}}\r\n{{"caption": "a dog", "image": "x"}}\n', encoding="utf-8"
+    )
+    code, out, _ = run("generate", "--prompts", file, "--output", tmp_path / "out", *PAINT, "--json")
+    assert code == 0
+    records = [json.loads(line) for line in out]
+    assert [record["prompt"] for record in records] == ["a cat", text, "a dog"]
+    assert [record["image"] for record in records] == [str(tmp_path / f"out/0000{i}.png") for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\n \n", "no prompt in it"),
+        (b'a\n{"prompt": 3}', ":2: no 'prompt' or 'caption'"),
+        (b"{oops", ":1: not JSON"),
+        (b"caf\xe9", r"not UTF-8 \(byte 3\)"),
+        (None, "No such file"),
+    ],
+)
+def test_a_bad_prompt_file_is_told_in_one_line(no_model, tmp_path, capsys, content, message):
+    file = tmp_path / "prompts.jsonl"
+    if content is not None:
+        file.write_bytes(content)
+    assert cli.main(["generate", "--prompts", str(file), "--output", str(tmp_path / "o"), "--model", "m"]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(error)
+    assert str(file) in error
+
+
+# -- reconstruct
+
+
+def test_reconstruction_writes_paintings_and_json_lines(run, photos, tmp_path):
+    (photos / "c.png").rename(photos / "a.gif.png")
+    (photos / "b.jpg").rename(photos / "a.jpg")  # the same stem as a.png
+    (photos / "bad.png").write_bytes(b"")
+    code, out, err = run("reconstruct", photos, "--output", tmp_path / "out", *CAPTION, *PAINT)
+    records = [json.loads(line) for line in out]
+    assert code == 1
+    assert [list(record) for record in records] == [["image", "caption", "painting", "scores"]] * 3
+    assert [record["image"] for record in records] == [str(photos / n) for n in ("a.gif.png", "a.jpg", "a.png")]
+    names = [os.path.basename(record["painting"]) for record in records]
+    assert names == ["a.gif.png", "a.png", "a-2.png"]
+    assert all(Image.open(record["painting"]).size == (64, 64) for record in records)
+    assert last(err) == "uae: 3 reconstructed, 1 skipped"
+
+
+def test_file_names_never_meet(tmp_path):
+
+    files = [Path(name) for name in ("x/a.png", "a.png", "a-2.png", "a.jpg")]
+    assert [file.name for file in commands.painting_files(files, tmp_path)] == [
+        "a.png",
+        "a-2.png",
+        "a-2-2.png",
+        "a-3.png",
+    ]
+
+
+# -- nothing is lost
+
+
+def test_nothing_is_overwritten_without_force(no_model, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("00000.png", "a.png", "c.png"):
+        (out / name).write_text("mine")
+    common = ["--output", str(out), "--model", "m"]
+    assert cli.main(["generate", "x", *common]) == 1
+    assert "00000.png would be overwritten; choose another --output, or --force" in capsys.readouterr().err
+    assert cli.main(["reconstruct", str(photos), *common]) == 1
+    assert "a.png and 1 more would be overwritten" in capsys.readouterr().err
+    # Not even forced over the images themselves.
+    assert cli.main(["reconstruct", str(photos), "--output", str(photos), "--model", "m", "--force"]) == 1
+    assert "is one of the images" in capsys.readouterr().err
+    assert (out / "a.png").read_text() == "mine"
+
+
+def test_force_overwrites(run, tmp_path):
+    (tmp_path / "00000.png").write_text("old")
+    code, _, _ = run("generate", "x", "--output", tmp_path, *PAINT, "--force")
+    assert code == 0
+    assert Image.open(tmp_path / "00000.png").size == (64, 64)
+
+
+def interrupted(results, after, error):
+    """Results that break off."""
+    for number, result in enumerate(results):
+        if number == after:
+            raise error
+        yield result
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (KeyboardInterrupt(), "uae: interrupted"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 1 GB"), "uae: error: out of memory; a lower"),
+        (MemoryError(), "uae: error: out of memory; a lower --memory-gb"),
+    ],
+    ids=["interrupt", "device memory", "host memory"],
+)
+def test_what_was_finished_stays_when_it_breaks_off(run, photos, tmp_path, small_uae, monkeypatch, error, message):
+    usual = UAE.iter_reconstructions
+    monkeypatch.setattr(
+        small_uae,
+        "iter_reconstructions",
+        lambda *args, **kwargs: interrupted(usual(small_uae, *args, **kwargs), 2, error),
+    )
+    code, out, err = run("reconstruct", photos, "--output", tmp_path / "out", *CAPTION, *PAINT)
+    assert code == 1
+    assert last(err).startswith(message)
+    paintings = [json.loads(line)["painting"] for line in out]
+    assert len(paintings) == 2
+    assert sorted(paintings) == sorted(str(path) for path in (tmp_path / "out").iterdir())
+    assert all(Image.open(path).size == (64, 64) for path in paintings)
+
+
+def test_a_bug_is_not_told_in_one_line(run, photos, small_uae, monkeypatch):
+    monkeypatch.setattr(small_uae, "iter_captions", lambda *_, **__: interrupted([None], 0, RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("caption", photos)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    image = Image.new("RGB", (16, 16))
+    (tmp_path / "a.png").write_text("old")
+
+    def half(self, path, *_):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    with pytest.raises(KeyboardInterrupt):
+        commands.save(image, tmp_path / "a.png")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.png", "old")]
+
+
+# -- errors and usage
+
+
+def test_a_missing_model_is_told_in_one_line(photos, capsys):
+    assert cli.main(["caption", str(photos), "--model", "/no/such/model"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert last(err).startswith("uae: error: /no/such/model: no such folder")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["generate", "x", "--size", "big"], "--size is 'big'"),
+        (["generate", "x", "--steps", "0"], "steps is 0"),
+        (["reconstruct", "{photos}", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["reconstruct", "{photos}", "--top-p", "2"], "top_p is 2.0"),
+        (["reconstruct", "{photos}/*.gif"], "no image there"),
+    ],
+)
+def test_bad_settings_are_refused_before_the_model_is_loaded(no_model, photos, tmp_path, capsys, args, message):
+    args = [arg.format(photos=photos) for arg in args]
+    assert cli.main([*args, "--output", str(tmp_path / "out"), "--model", "m"]) == 1
+    [error] = capsys.readouterr().err.splitlines()
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_size_that_the_model_cannot_paint_is_told_in_one_line(run, tmp_path):
+    code, out, err = run("generate", "x", "--output", tmp_path / "o", "--size", "40x64")
+    assert (code, out) == (1, [])
+    assert last(err) == "uae: error: size is 40x64, wanted sides in multiples of 16 up to 384"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["generate", "--output", "o", "--model", "m"],
+        ["generate", "x", "--prompts", "f", "--output", "o", "--model", "m"],
+        ["generate", "x", "--model", "m"],
+        ["caption", "--model", "m"],
+        ["caption", "a.png", "--model", "m", "--max-new-tokens", "many"],
+        ["caption", "a.png", "--model", "m", "--no-such-option"],
+        ["reconstruct", "a.png", "--output", "o", "--model", "m", "--scorer", "clip"],
+        ["reconstruct", "a.png", "--output", "o", "--model", "m", "--interface", "hidden"],
+        ["paint"],
+    ],
+)
+def test_bad_usage_exits_with_2(args, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(args)
+    assert exit_.value.code == 2
+    assert "usage: uae" in capsys.readouterr().err
+
+
+def test_options_may_stand_before_prompts_and_images(run, photos, tmp_path):
+    code, out, _ = run("generate", "--output", tmp_path / "o", *PAINT, "--seed", "1", "a cup")
+    assert (code, len(out)) == (0, 1)
+    code, out, _ = run("caption", *CAPTION, photos / "a.png")
+    assert (code, len(out)) == (0, 1)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([command, "--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    assert f"usage: uae {command}" in text
+    assert "example: uae" in text
+
+
+def test_help_needs_no_jax():
+    code = (
+        "import sys; from uae_jax import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'jax', 'numpy', 'PIL', 'transformers', 'torch'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in COMMANDS:
+        assert command in done.stdout

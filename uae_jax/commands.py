@@ -1,0 +1,260 @@
+"""What `uae caption`, `uae generate` and `uae reconstruct` do: files in, results out, item by item.
+
+Results are written and printed as they are done. An input that cannot be used is reported and skipped; the last line
+counts both, and then the exit code is 1. What is asked is checked before the model is loaded: settings, and that no
+file is overwritten unless forced.
+"""
+
+import argparse
+import contextlib
+import glob
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import jax
+import tqdm
+from PIL import Image
+
+from uae_jax.data.images import SUFFIXES, ImageError, open_image
+from uae_jax.engine import CaptionSettings, PaintSettings
+from uae_jax.pipeline import UAE
+
+WINDOW = 64  # images that are open at a time
+WINDOW_PIXELS = 200_000_000  # and how large they may be together
+
+
+def caption(args: argparse.Namespace) -> int:
+    """Prints a caption per image."""
+    files, settings = image_files(args.images), _caption_settings(args)
+    uae = load(args)
+    with Report("captioned", len(files)) as report:
+        for first, window in _windows(files, report):
+            images = [image for _, image in window]
+            for place, text in uae.iter_captions(images, settings, seed=args.seed, first=first):
+                file = str(window[place][0])
+                line = f"{file}\t{' '.join(text.split())}"
+                report.done(first + place, {"image": file, "caption": text} if args.json else line)
+    return report.exit_code
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Writes an image per prompt."""
+    prompts, settings, output = read_prompts(args), _paint_settings(args), Path(args.output)
+    targets = [output / f"{i:05d}.png" for i in range(len(prompts))]
+    refuse_overwriting(targets, args.force)
+    uae = load(args)
+    output.mkdir(parents=True, exist_ok=True)
+    with Report("painted", len(prompts)) as report:
+        for place, image in uae.iter_paintings(prompts, settings, seed=args.seed):
+            target = targets[place]
+            save(image, target)
+            report.done(place, {"prompt": prompts[place], "image": str(target)} if args.json else str(target))
+    return report.exit_code
+
+
+def reconstruct(args: argparse.Namespace) -> int:
+    """Writes a painting per image, and prints its caption and scores, one JSON line each."""
+    files, output = image_files(args.images), Path(args.output)
+    writing, painting = _caption_settings(args), _paint_settings(args)
+    targets = dict(zip(files, painting_files(files, output), strict=True))
+    refuse_overwriting(targets.values(), args.force, inputs=files)
+    uae = load(args, scorers=dict(args.scorer))
+    output.mkdir(parents=True, exist_ok=True)
+    with Report("reconstructed", len(files)) as report:
+        for first, window in _windows(files, report):
+            images = [image for _, image in window]
+            results = uae.iter_reconstructions(
+                images, writing, painting, interface=args.interface, seed=args.seed, first=first
+            )
+            for place, result in results:
+                file = window[place][0]
+                save(result.image, targets[file])
+                record = {
+                    "image": str(file),
+                    "caption": result.caption,
+                    "painting": str(targets[file]),
+                    "scores": result.scores,
+                }
+                report.done(first + place, record)
+    return report.exit_code
+
+
+def load(args: argparse.Namespace, **settings) -> UAE:
+    """Loads the model that the arguments name, with a progress bar."""
+    dtype = args.dtype
+    if dtype == "auto":  # a CPU computes in float32 as fast
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    with tqdm.tqdm(unit="B", unit_scale=True, desc="loading", file=sys.stderr, leave=False) as bar:
+        return UAE.from_pretrained(args.model, dtype=dtype, memory_gb=args.memory_gb, progress=bar.update, **settings)
+
+
+def save(image: Image.Image, target: Path) -> None:
+    """Writes a PNG whole or not at all."""
+    part = target.with_name(f".{target.name}.part")
+    try:
+        image.save(part, "PNG")
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def image_files(arguments: Iterable[str]) -> list[Path]:
+    """Files, folders (all images in them) and patterns -> files, each once, in order.
+
+    Raises:
+      ValueError: if a folder or pattern has no image in it.
+    """
+    files: dict[Path, None] = {}
+    for argument in arguments:
+        path = Path(argument).expanduser()
+        if path.is_dir():
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+        elif not path.exists() and glob.has_magic(argument):
+            found = sorted(Path(file) for file in glob.glob(str(path), recursive=True) if not Path(file).is_dir())
+        else:
+            found = [path]
+        if not found:
+            raise ValueError(f"{argument}: no image there, wanted files ending in {', '.join(SUFFIXES)}")
+        files |= dict.fromkeys(found)
+    return list(files)
+
+
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts given, or those of a file: a line each, or JSON lines with "prompt" (or "caption").
+
+    Raises:
+      ValueError: if there are none, or a line holds none; names it.
+    """
+    if not args.prompts:
+        return list(args.prompt)
+    try:
+        content = Path(args.prompts).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{args.prompts}: not UTF-8 (byte {error.start}), wanted a text file") from None
+    prompts = []
+    for number, line in enumerate(content.split("\n"), start=1):  # JSON may hold what `splitlines` splits at
+        line = line.strip()
+        if not line:
+            continue
+        if line.startswith("{"):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{args.prompts}:{number}: not JSON ({error})") from None
+            line = record.get("prompt", record.get("caption"))
+            if not isinstance(line, str):
+                raise ValueError(f"{args.prompts}:{number}: no 'prompt' or 'caption' in it")
+        prompts.append(line)
+    if not prompts:
+        raise ValueError(f"{args.prompts}: no prompt in it")
+    return prompts
+
+
+def refuse_overwriting(targets: Iterable[Path], force: bool, inputs: Iterable[Path] = ()) -> None:
+    """Sees to it that nothing is lost.
+
+    Raises:
+      FileExistsError: if a target exists and `force` was not given, or is an input, forced or not.
+    """
+    there = [target for target in targets if target.exists()]
+    originals = {file.resolve() for file in inputs} if there else set()
+    for target in there:
+        if target.resolve() in originals:
+            raise FileExistsError(f"{target} is one of the images; choose another --output")
+    if there and not force:
+        more = f" and {len(there) - 1} more" if len(there) > 1 else ""
+        raise FileExistsError(f"{there[0]}{more} would be overwritten; choose another --output, or --force")
+
+
+def painting_files(files: list[Path], output: Path) -> list[Path]:
+    """A .png in the output folder for each file; equal stems are numbered."""
+    names: dict[str, None] = {}
+    for file in files:
+        name, number = file.stem, 1
+        while name in names:
+            number += 1
+            name = f"{file.stem}-{number}"
+        names[name] = None
+    return [output / f"{name}.png" for name in names]
+
+
+class Report(contextlib.AbstractContextManager):
+    """Prints results in the order of the inputs, as soon as all before them are there, and counts what went wrong.
+
+    A progress bar goes to stderr. On the way out, early or not, what is held back is printed.
+    """
+
+    def __init__(self, what: str, total: int):
+        self.what, self.good, self.bad = what, 0, 0
+        self._held: dict[int, dict | str] = {}
+        self._bar = tqdm.tqdm(total=total, unit=" image", desc=what, file=sys.stderr)
+
+    def done(self, number: int, result: dict | str) -> None:
+        """Takes the result of the good input of this number, from 0: a record for a JSON line, or a line."""
+        self._held[number] = result
+        self._bar.update()
+        while self.good in self._held:
+            self._print(self._held.pop(self.good))
+
+    def skip(self, reason: str) -> None:
+        """Prints why one input was skipped, on stderr."""
+        self.bad += 1
+        self._bar.total -= 1
+        with tqdm.tqdm.external_write_mode(sys.stderr):
+            print(f"uae: skipped: {reason}", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_) -> None:
+        """Prints what is left, and both counts on stderr."""
+        for number in sorted(self._held):
+            self._print(self._held[number])
+        self._bar.close()
+        print(f"uae: {self.good} {self.what}, {self.bad} skipped", file=sys.stderr)
+
+    @property
+    def exit_code(self) -> int:
+        return 1 if self.bad else 0
+
+    def _print(self, result: dict | str) -> None:
+        self.good += 1
+        text = result if isinstance(result, str) else _json_line(result)
+        with tqdm.tqdm.external_write_mode(sys.stdout):
+            print(text.encode("utf-8", "backslashreplace").decode("utf-8"), flush=True)  # file names may be no text
+
+
+def _json_line(record: dict) -> str:
+    """JSON that is one line to everybody: some readers break lines at these three, which JSON lets stand."""
+    line = json.dumps(record, ensure_ascii=False)
+    return line.replace("\x85", "\\u0085").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _windows(files: list[Path], report: Report) -> Iterator[tuple[int, list[tuple[Path, Image.Image]]]]:
+    """Opens files some at a time; yields the number of the first, counting good ones only, and the images."""
+    first, window, pixels = 0, [], 0
+    for file in files:
+        try:
+            image = open_image(file)
+        except ImageError as error:
+            report.skip(str(error))
+            continue
+        window.append((file, image))
+        pixels += image.width * image.height
+        if len(window) == WINDOW or pixels >= WINDOW_PIXELS:
+            yield first, window
+            first, window, pixels = first + len(window), [], 0
+    if window:
+        yield first, window
+
+
+def _caption_settings(args: argparse.Namespace) -> CaptionSettings:
+    return CaptionSettings(args.question, args.max_new_tokens, args.temperature, args.top_p)
+
+
+def _paint_settings(args: argparse.Namespace) -> PaintSettings:
+    height, _, width = args.size.partition("x")
+    try:
+        size = (int(height), int(width or height))
+    except ValueError:
+        raise ValueError(f"--size is {args.size!r}, wanted pixels of a side, or HEIGHTxWIDTH") from None
+    return PaintSettings(args.steps, args.guidance, size, args.negative, args.conditioning)

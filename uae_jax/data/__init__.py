@@ -1,0 +1,1 @@
+"""What goes in: images, prompts, and later whole data sets."""

@@ -1,0 +1,155 @@
+"""Images from anywhere, as upright 8-bit RGB; what cannot be one is refused by kind.
+
+The limits and conversions are those of the reliability table: small sides, extreme shapes and oversized headers are
+refused before decoding; alpha is laid over white, CMYK and palettes become RGB, 16-bit pixels are scaled by their own
+range, of an animation the first frame is taken.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+# What is decoded at all, whatever a file is called. Pillow knows more, some of which starts other programs (EPS).
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+
+
+class ImageError(ValueError):
+    """An image cannot be used; `kind` says why in one word, the message in one line."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageLimits:
+    """What is still an image worth decoding.
+
+    Attributes:
+      min_side: pixels of the shorter side.
+      max_aspect: longer side over shorter.
+      max_pixels: by the header, before decoding.
+    """
+
+    min_side: int = 16
+    max_aspect: float = 10.0
+    max_pixels: int = 64_000_000
+
+
+def open_image(source: Any, limits: ImageLimits = ImageLimits()) -> Image.Image:
+    """Opens a path, bytes, a PIL image or an array as an upright RGB image.
+
+    Args:
+      source: path, encoded bytes, `PIL.Image.Image`, or uint8 array [H, W], [H, W, 3] or [H, W, 4].
+      limits: what is refused by size.
+
+    Raises:
+      ImageError: in one line, naming the file where there is one.
+    """
+    if isinstance(source, np.ndarray) or (hasattr(source, "__array__") and not isinstance(source, Image.Image)):
+        return to_rgb(_from_array(np.asarray(source)), limits, "array")
+    if isinstance(source, Image.Image):
+        with _refusing("image"):
+            return to_rgb(source, limits, "image")
+    if isinstance(source, bytes):
+        return _decode(lambda: io.BytesIO(source), limits, "bytes")
+    path = Path(os.fspath(source))
+    if not path.is_file():
+        raise ImageError("missing", f"{path}: no such file")
+    return _decode(lambda: open(path, "rb"), limits, str(path))
+
+
+def _decode(opened: Callable[[], BinaryIO], limits: ImageLimits, name: str) -> Image.Image:
+    with _refusing(name), opened() as file, _strictly():
+        if not file.read(1):
+            raise ImageError("empty", f"{name}: empty file")
+        file.seek(0)
+        with Image.open(file, formats=FORMATS) as image:
+            check_size(image.size, limits, name)
+            if image.format == "PNG":  # decoding skips the pixels' checksums
+                with opened() as again, Image.open(again, formats=["PNG"]) as copy:
+                    copy.verify()
+            image.seek(0)
+            image.load()
+            return to_rgb(image, limits, name)
+
+
+@contextlib.contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Turns whatever a decoder raises into an `ImageError` of one line."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError:
+        raise ImageError("bomb", f"{name}: many more pixels than an image has") from None
+    except Image.UnidentifiedImageError:
+        raise ImageError("unreadable", f"{name}: not an image in {', '.join(FORMATS)}") from None
+    except PermissionError as error:
+        raise ImageError("unreadable", f"{name}: {error.strerror}") from None
+    except Exception as error:  # decoders raise many kinds on broken data
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError("corrupt", f"{name}: broken image ({reason})") from None
+
+
+@contextlib.contextmanager
+def _strictly() -> Iterator[None]:
+    """Keeps Pillow from passing broken images over, and from warning of what the limits refuse anyway."""
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def check_size(size: tuple[int, int], limits: ImageLimits, name: str) -> None:
+    """Raises `ImageError` where (width, height) is outside the limits."""
+    width, height = size
+    shape = f"{width}x{height} pixels"
+    if width * height > limits.max_pixels:
+        raise ImageError("bomb", f"{name}: {shape}, wanted at most {limits.max_pixels} in all")
+    if min(size) < limits.min_side:
+        raise ImageError("small", f"{name}: {shape}, wanted sides of at least {limits.min_side}")
+    if max(size) > limits.max_aspect * min(size):
+        raise ImageError("aspect", f"{name}: {shape}, wanted sides of at most {limits.max_aspect:g} to 1")
+
+
+def to_rgb(image: Image.Image, limits: ImageLimits = ImageLimits(), name: str = "image") -> Image.Image:
+    """Turns any PIL image upright and into 8-bit RGB."""
+    check_size(image.size, limits, name)
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        return image.copy()
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_scale(np.asarray(image, np.float64), name)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scale(pixels: np.ndarray, name: str) -> np.ndarray:
+    """More than 8 bits -> uint8, by the image's own range."""
+    if not np.isfinite(pixels).all():
+        raise ImageError("nan", f"{name}: pixels that are not finite numbers")
+    low, high = pixels.min(), pixels.max()
+    return np.round((pixels - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
+        got = f"{array.dtype}{list(array.shape)}"
+        raise ImageError("array", f"array of {got}, wanted uint8 [H, W], [H, W, 3] or [H, W, 4]")
+    return Image.fromarray(array)

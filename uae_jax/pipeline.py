@@ -1,0 +1,332 @@
+"""`UAE`: captions images, paints captions, closes the loop.
+
+    uae = UAE.from_pretrained("path/or/name")
+    captions = uae.caption(images)
+    paintings = uae.generate(captions)
+    loop = uae.reconstruct(images)
+
+Items are batched under a memory budget and padded to a few shapes, so nothing recompiles once those shapes were seen.
+Every item has a PRNG key of its own, made of the seed and its number, so it does not matter which others it is with.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from uae_jax import batching
+from uae_jax.batching import ItemKeys
+from uae_jax.data.images import open_image
+from uae_jax.data.prompts import PromptBuilder, bucket
+from uae_jax.engine import INTERFACES, Answers, CaptionSettings, Engine, PaintSettings, new_token_slots
+from uae_jax.models.runtime import Runtime
+from uae_jax.rewards.scorers import Scorer
+from uae_jax.weights import transfer, uae
+from uae_jax.weights.uae import UAEWeights
+
+MAX_PIXELS = 65_536  # of an image that the encoder reads; the published model's setting
+
+
+@dataclasses.dataclass
+class Reconstruction:
+    """One image's way through the loop.
+
+    Attributes:
+      caption: what the encoder wrote.
+      image: what the decoder painted from it.
+      scores: cosine similarity of original and painting, by scorer.
+    """
+
+    caption: str
+    image: Image.Image
+    scores: dict[str, float]
+
+
+class UAE:
+    """A loaded model. Holds weights and compiled programs, no other state."""
+
+    def __init__(
+        self,
+        weights: UAEWeights,
+        prompts: PromptBuilder,
+        *,
+        dtype: Any = jnp.bfloat16,
+        mesh: Mesh | None = None,
+        scorers: dict[str, Scorer] | None = None,
+        memory_gb: float = 8.0,
+        attention: str = "auto",
+        shift: float = 3.0,
+    ):
+        """Keeps what it is given; `from_pretrained` is the usual way in.
+
+        Args:
+          weights: all parts.
+          prompts: tokenizer, chat template and image settings of the encoder.
+          dtype: in which the models compute.
+          mesh: that the weights lie on; batches are split over it.
+          scorers: by name, for `reconstruct`.
+          memory_gb: what one batch may take beside the weights, all devices together; it bounds the batch size.
+          attention: kernel, see `uae_jax.models.attention`.
+          shift: of the noise schedule, see `uae_jax.sampling.flow.sigmas`.
+        """
+        runtime = Runtime(dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype), attention=attention)
+        self.engine = Engine(weights, prompts, runtime, mesh, shift)
+        self.weights, self.prompts = weights, prompts
+        self.scorers = scorers or {}
+        self.memory = memory_gb * 1e9
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        dtype: Any = "bfloat16",
+        mesh: Mesh | None = None,
+        scorers: dict[str, str | os.PathLike] | None = None,
+        max_pixels: int = MAX_PIXELS,
+        progress: transfer.Progress | None = None,
+        **settings: Any,
+    ) -> "UAE":
+        """Loads a UAE folder, published or native.
+
+        Args:
+          name_or_path: local folder or Hugging Face repository name.
+          dtype: of the base parameters and of computation: "bfloat16", "float32" or "float16".
+          mesh: parameters land in their shards on it; None puts them on the default device.
+          scorers: name -> folder of a CLIP, DINOv2 or DINOv3 model, for the scores of `reconstruct`.
+          max_pixels: area that an image is scaled down to before the encoder reads it.
+          progress: called with the bytes read, after each tensor.
+          **settings: of `UAE`.
+
+        Raises:
+          WeightsError: if the folder is no UAE checkpoint, or anything in it does not fit.
+        """
+        weights = uae.load(name_or_path, dtype=jnp.dtype(dtype), mesh=mesh, progress=progress)
+        with uae.files_on_disk(weights) as root:
+            prompts = PromptBuilder.from_folder(Path(root) / uae.LLM, weights.encoder.config, max_pixels)
+        loaded = {name: Scorer.from_pretrained(path, mesh=mesh) for name, path in (scorers or {}).items()}
+        settings = {"shift": uae.scheduler_shift(weights)} | settings
+        return cls(weights, prompts, dtype=dtype, mesh=mesh, scorers=loaded, **settings)
+
+    def save_pretrained(self, path: str | os.PathLike, *, force: bool = False) -> None:
+        """Writes the published layout, see `uae_jax.weights.uae.save_published`."""
+        uae.save_published(self.weights, path, force=force)
+
+    def caption(
+        self,
+        images: Any,
+        prompt: str | None = None,
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.7,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        first: int = 0,
+    ) -> list[str]:
+        """Describes images.
+
+        Args:
+          images: one or a list of paths, PIL images or uint8 arrays [H, W, 3], of any sizes.
+          prompt: the question; None asks for a complete description.
+          max_new_tokens: at which a caption is cut off.
+          temperature: 0 takes the likeliest token each time.
+          top_p, top_k, repetition_penalty: see `uae_jax.sampling.tokens`.
+          seed: of the draw.
+          first: number of the first item, for who calls in parts: items are drawn by seed and number.
+
+        Returns:
+          One caption per image, in order.
+
+        Raises:
+          ImageError: if an image cannot be used, before anything is computed.
+          ValueError: on a setting out of range.
+        """
+        settings = CaptionSettings(prompt, max_new_tokens, temperature, top_p, top_k, repetition_penalty)
+        return _in_order(self.iter_captions(images, settings, seed=seed, first=first))
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        steps: int = 40,
+        guidance: float = 5.0,
+        size: int | tuple[int, int] = 1024,
+        negative_prompt: str | None = None,
+        seed: int = 0,
+        first: int = 0,
+        latents: np.ndarray | None = None,
+        conditioning: str = "current",
+        sigma_compat: str = "diffusers",
+    ) -> list[Image.Image]:
+        """Paints prompts.
+
+        Args:
+          prompts: one or a list of texts.
+          steps: of the sampler.
+          guidance: classifier-free guidance; 1 or less turns it off, which halves the work.
+          size: pixels of a side, or (height, width); multiples of 16 for SD3.
+          negative_prompt: what to move away from; None is the published model's.
+          seed: of the noise.
+          first: see `caption`.
+          latents: f32[B, Z, h, w], the noise itself, as diffusers takes it; replaces the seed.
+          conditioning: "current" reads prompts with the encoder's adapter, "base" without.
+          sigma_compat: see `uae_jax.sampling.flow.sigmas`.
+
+        Returns:
+          One image per prompt, in order.
+
+        Raises:
+          ValueError: on a size, or latents, that the decoder cannot paint, or a setting out of range.
+        """
+        settings = PaintSettings(steps, guidance, size, negative_prompt, conditioning, sigma_compat)
+        return _in_order(self.iter_paintings(prompts, settings, seed=seed, first=first, latents=latents))
+
+    def reconstruct(
+        self,
+        images: Any,
+        prompt: str | None = None,
+        *,
+        max_new_tokens: int = 512,
+        temperature: float = 0.7,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        steps: int = 40,
+        guidance: float = 5.0,
+        size: int | tuple[int, int] = 1024,
+        negative_prompt: str | None = None,
+        seed: int = 0,
+        first: int = 0,
+        interface: str = "text",
+        conditioning: str = "current",
+        sigma_compat: str = "diffusers",
+    ) -> list[Reconstruction]:
+        """Captions images, paints the captions, and scores how alike the two are.
+
+        Args:
+          images, prompt, max_new_tokens, temperature, top_p, top_k, repetition_penalty: see `caption`.
+          steps, guidance, size, negative_prompt, conditioning, sigma_compat: see `generate`.
+          seed, first: of captions and noise; see `caption`.
+          interface: "text" passes the caption alone; "answer_hidden" the encoder's states while it wrote.
+        """
+        writing = CaptionSettings(prompt, max_new_tokens, temperature, top_p, top_k, repetition_penalty)
+        painting = PaintSettings(steps, guidance, size, negative_prompt, conditioning, sigma_compat)
+        return _in_order(
+            self.iter_reconstructions(images, writing, painting, interface=interface, seed=seed, first=first)
+        )
+
+    def iter_captions(
+        self, images: Any, settings: CaptionSettings = CaptionSettings(), *, seed: int = 0, first: int = 0
+    ) -> Iterator[tuple[int, str]]:
+        """As `caption`, but yields (place, caption) as they are done, which is not in order."""
+        for places, answers in self._answer(_opened(images), settings, ItemKeys(seed, first)):
+            yield from zip(places, answers.texts, strict=True)
+
+    def iter_paintings(
+        self,
+        prompts: str | Sequence[str],
+        settings: PaintSettings = PaintSettings(),
+        *,
+        seed: int = 0,
+        first: int = 0,
+        latents: np.ndarray | None = None,
+    ) -> Iterator[tuple[int, Image.Image]]:
+        """As `generate`, but yields (place, image) as they are done."""
+        texts, keys = batching.as_list(prompts), ItemKeys(seed, first)
+        shape = self.engine.latent_shape(settings)
+        if latents is not None:
+            latents = np.asarray(latents, np.float32)
+            wanted = (len(texts), shape[2], shape[0], shape[1])
+            if latents.shape != wanted:
+                raise ValueError(f"latents are {latents.shape}, wanted {wanted} (images, channels, height, width)")
+            latents = latents.transpose(0, 2, 3, 1)
+        for places in batching.chunks(range(len(texts)), self._painting_rows(settings)):
+            padded = _fill(places)
+            conditions = self.engine.read([texts[i] for i in padded], settings)
+            noise = self.engine.noise(keys(padded), shape) if latents is None else latents[padded]
+            pixels = self.engine.paint(conditions, noise, settings)
+            for row, i in enumerate(places):
+                yield i, Image.fromarray(pixels[row])
+
+    def iter_reconstructions(
+        self,
+        images: Any,
+        writing: CaptionSettings = CaptionSettings(),
+        painting: PaintSettings = PaintSettings(),
+        *,
+        interface: str = "text",
+        seed: int = 0,
+        first: int = 0,
+    ) -> Iterator[tuple[int, Reconstruction]]:
+        """As `reconstruct`, but yields (place, reconstruction) as they are done, which is not in order."""
+        if interface not in INTERFACES:
+            raise ValueError(f"interface is {interface!r}, wanted one of {', '.join(INTERFACES)}")
+        shape, keys, pictures = self.engine.latent_shape(painting), ItemKeys(seed, first), _opened(images)
+        for places, answers in self._answer(pictures, writing, keys):
+            told = self.engine.reread(answers, painting) if interface == "answer_hidden" else None
+            for rows in batching.chunks(range(len(places)), self._painting_rows(painting)):
+                padded = _fill(rows)
+                if told is None:
+                    conditions = self.engine.read([answers.texts[row] for row in padded], painting)
+                else:
+                    conditions = self.engine.take(told, padded)
+                noise = self.engine.noise(keys([places[row] for row in padded]), shape)
+                pixels = self.engine.paint(conditions, noise, painting)
+                yield from self._scored([(places[row], answers.texts[row]) for row in rows], pixels, pictures)
+
+    def _scored(
+        self, captions: list[tuple[int, str]], pixels: np.ndarray, pictures: list[Image.Image]
+    ) -> Iterator[tuple[int, Reconstruction]]:
+        """Puts the captions (place, caption) and paintings of a batch together and scores them."""
+        painted = [Image.fromarray(pixels[row]) for row in range(len(captions))]
+        originals = [pictures[i] for i, _ in captions]
+        scores = {name: scorer.similarity(originals, painted) for name, scorer in self.scorers.items()}
+        for row, (i, caption) in enumerate(captions):
+            values = {name: float(score[row]) for name, score in scores.items()}
+            yield i, Reconstruction(caption, painted[row], values)
+
+    def _answer(
+        self, pictures: list[Image.Image], settings: CaptionSettings, keys: ItemKeys
+    ) -> Iterator[tuple[list[int], Answers]]:
+        """Writes captions batch by batch, images of like size together; yields their places and `Answers`."""
+        engine = self.engine
+        need = batching.caption_bytes(
+            engine.encoder.config,
+            self.prompts.vision_inputs,
+            new_token_slots(settings),
+            engine.runtime.dtype.itemsize,
+        )
+        order = sorted(range(len(pictures)), key=lambda i: pictures[i].width * pictures[i].height)
+        for places in batching.chunks(order, batching.rows_within(self.memory, need)):
+            padded = _fill(places)
+            yield places, engine.write([pictures[i] for i in padded], settings, keys(padded), len(places))
+
+    def _painting_rows(self, settings: PaintSettings) -> int:
+        """How many images are painted at a time."""
+        engine = self.engine
+        flash = engine.runtime.attention != "xla" and jax.default_backend() != "cpu"
+        shape, guided = engine.latent_shape(settings), settings.negative is not None
+        need = batching.paint_bytes(engine.decoder.config, engine.vae.config, shape, guided, flash)
+        return batching.rows_within(self.memory, need)
+
+
+def _opened(images: Any) -> list[Image.Image]:
+    return [open_image(image) for image in batching.as_list(images)]
+
+
+def _in_order(results: Iterator[tuple[int, Any]]) -> list[Any]:
+    return [result for _, result in sorted(results, key=lambda pair: pair[0])]
+
+
+def _fill(places: list[int]) -> list[int]:
+    """Pads a batch to a bucket with copies of its last item."""
+    return [*places, *places[-1:] * (bucket(len(places), 1) - len(places))]

@@ -1,0 +1,141 @@
+"""Similarity of two images in the eyes of CLIP, LongCLIP, DINOv2 or DINOv3, each with its own preprocessing.
+
+Similarity is the cosine of two feature vectors, raw: projected image features for CLIP, the class token for DINO.
+
+Letters: B images, S side of the model's input in pixels, E width of the features.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from uae_jax.data.prompts import bucket
+from uae_jax.data.vision_inputs import CLIP_MEAN, CLIP_STD
+from uae_jax.models.runtime import Runtime
+from uae_jax.weights import checkpoint
+from uae_jax.weights.architecture import Pretrained
+from uae_jax.weights.pretrained import load_pretrained
+
+Array = jax.Array
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """From an image of any size to a scorer's input.
+
+    Attributes:
+      shortest: scale the shorter side to this many pixels, then crop; None scales both sides to `side`.
+      side: S.
+      resample: PIL's filter.
+      mean, std: per channel, on a scale of 0 to 1.
+    """
+
+    shortest: int | None
+    side: int
+    resample: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """RGB image -> f32[S, S, 3], normalised."""
+        if self.shortest is None:
+            image = image.resize((self.side, self.side), self.resample)
+        else:
+            scale = self.shortest / min(image.size)
+            # The longer side is cut to whole pixels, not rounded, as the published processors do.
+            size = tuple(self.shortest if s == min(image.size) else int(s * scale) for s in image.size)
+            left, top = ((s - self.side) // 2 for s in size)
+            image = image.resize(size, self.resample).crop((left, top, left + self.side, top + self.side))
+        pixels = np.asarray(image, np.float32) / 255
+        return (pixels - np.float32(self.mean)) / np.float32(self.std)
+
+
+# What each family's published processor does, where the folder does not say.
+CLIP_INPUT = Preprocessing(224, 224, Image.Resampling.BICUBIC, CLIP_MEAN, CLIP_STD)
+DINOV2_INPUT = Preprocessing(256, 224, Image.Resampling.BICUBIC, IMAGENET_MEAN, IMAGENET_STD)
+DINOV3_INPUT = Preprocessing(None, 224, Image.Resampling.BILINEAR, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def preprocessing_from_json(value: dict, default: Preprocessing) -> Preprocessing:
+    """Reads a published `preprocessor_config.json`; what it leaves out is the family's default."""
+    size, crop = value.get("size"), value.get("crop_size")
+    shortest = size if isinstance(size, int) else (size or {}).get("shortest_edge", None if size else default.shortest)
+    crop = crop.get("height") if isinstance(crop, dict) else crop
+    if not value.get("do_center_crop", default.shortest is not None):
+        crop = None
+    whole = size.get("height") if isinstance(size, dict) else None
+    return Preprocessing(
+        shortest=shortest,
+        side=crop or whole or default.side,
+        resample=value.get("resample", default.resample),
+        mean=tuple(value.get("image_mean", default.mean)),
+        std=tuple(value.get("image_std", default.std)),
+    )
+
+
+@dataclasses.dataclass
+class Scorer:
+    """A feature extractor and its preprocessing."""
+
+    model: Pretrained
+    preprocessing: Preprocessing
+    runtime: Runtime = Runtime()
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | os.PathLike, *, mesh: Mesh | None = None) -> "Scorer":
+        """Loads a CLIP, DINOv2 or DINOv3 folder, in float32.
+
+        Raises:
+          WeightsError: if it cannot be loaded.
+          ValueError: if the architecture has no image features.
+        """
+        model = load_pretrained(name_or_path, dtype=jnp.float32, mesh=mesh)
+        name = model.architecture.name
+        defaults = {"CLIP": CLIP_INPUT, "Dinov2": DINOV2_INPUT, "DINOv3": DINOV3_INPUT}
+        default = next((value for prefix, value in defaults.items() if name.startswith(prefix)), None)
+        if default is None or name.startswith("CLIPText"):
+            raise ValueError(f"{name_or_path}: {name} has no image features; wanted CLIP, DINOv2 or DINOv3")
+        if default is CLIP_INPUT:
+            side = getattr(model.config, "vision", model.config).image_size
+            default = dataclasses.replace(CLIP_INPUT, shortest=side, side=side)
+        file = checkpoint.resolve(name_or_path) / "preprocessor_config.json"
+        stated = json.loads(file.read_text()) if file.is_file() else {}
+        return cls(model, preprocessing_from_json(stated, default))
+
+    def features(self, params: Any, images: Array) -> Array:
+        """f32[B, S, S, 3], preprocessed -> f32[B, E], each of length 1. Pure; to be jitted."""
+        module = self.model.architecture.module(self.model.config, self.runtime)
+        method = "encode_image" if self.model.architecture.name == "CLIPModel" else None
+        out = module.apply({"params": params}, images, method=method)
+        vectors = (out[0] if isinstance(out, tuple) else out).astype(jnp.float32)
+        return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+
+    @functools.cached_property
+    def _similarity(self) -> Any:
+        return jax.jit(lambda p, a, b: jnp.sum(self.features(p, a) * self.features(p, b), axis=-1))
+
+    def similarity(self, first: Sequence[Image.Image], second: Sequence[Image.Image], batch: int = 32) -> np.ndarray:
+        """Cosine of each pair: f32[pairs]."""
+        scores = []
+        for start in range(0, len(first), batch):
+            pair = [
+                np.stack([self.preprocessing(image) for image in side[start : start + batch]])
+                for side in (first, second)
+            ]
+            count = len(pair[0])
+            extra = bucket(count, 1) - count  # padded to a few batch sizes, so that a short last batch costs little
+            padded = [np.pad(p, ((0, extra), (0, 0), (0, 0), (0, 0)), mode="edge") for p in pair]
+            scores.append(np.asarray(self._similarity(self.model.params, *padded))[:count])
+        return np.concatenate(scores) if scores else np.zeros(0, np.float32)
