@@ -360,7 +360,8 @@ def test_after_warm_up_50_captions_of_mixed_sizes_compile_nothing(uae, monkeypat
     # in buckets of 128 and 192. So four programs serve all, and four calls warm up.
     engine, rng = uae.engine, np.random.default_rng(0)
     need = batching.caption_bytes(engine.encoder.config, uae.prompts.vision_inputs, 64, 4)
-    monkeypatch.setattr(uae, "memory", 2 * need)
+    copy = batching.decoding_copy_bytes(engine.weights.encoder.params)
+    monkeypatch.setattr(uae, "memory", 2 * need + copy)
     with compilations() as programs:
         for count, question in itertools.product((1, 2), ("?" * 40, "?" * 90)):
             uae.caption([picture(rng)] * count, question, max_new_tokens=3)

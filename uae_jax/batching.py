@@ -67,6 +67,11 @@ def caption_bytes(config: Qwen2_5_VLConfig, inputs: VisionInputConfig, new_token
     return 2 * cache + 12 * config.text.vocab + attention + 64 * patches * config.vision.width
 
 
+def decoding_copy_bytes(encoder_params: Any) -> int:
+    """What a batch of captions takes once: decoding takes the stack of language layers apart, which copies it."""
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(encoder_params["language"]["layers"]))
+
+
 def paint_bytes(
     decoder: SD3Config, vae: AutoencoderKLConfig, latent: tuple[int, int, int], guided: bool, flash: bool
 ) -> float:

@@ -305,8 +305,9 @@ class UAE:
             new_token_slots(settings),
             engine.runtime.dtype.itemsize,
         )
+        copy = batching.decoding_copy_bytes(self.weights.encoder.params)
         order = sorted(range(len(pictures)), key=lambda i: pictures[i].width * pictures[i].height)
-        for places in batching.chunks(order, batching.rows_within(self.memory, need)):
+        for places in batching.chunks(order, batching.rows_within(self.memory - copy, need)):
             padded = _fill(places)
             yield places, engine.write([pictures[i] for i in padded], settings, keys(padded), len(places))
 
