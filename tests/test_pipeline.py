@@ -11,17 +11,17 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("skimage")
 
-from PIL import Image  # noqa: E402
+from PIL import Image
 
-from tests import published  # noqa: E402
-from tests.parity import assert_close  # noqa: E402
-from tests.photos import photographs  # noqa: E402
-from uae_jax import UAE, batching  # noqa: E402
-from uae_jax.data.images import ImageError  # noqa: E402
-from uae_jax.data.vision_inputs import image_patches  # noqa: E402
-from uae_jax.engine import NEGATIVE_PROMPT, CaptionSettings, PaintSettings  # noqa: E402
-from uae_jax.parallel.mesh import make_mesh  # noqa: E402
-from uae_jax.weights import checkpoint, convert  # noqa: E402
+from tests import published
+from tests.parity import assert_close
+from tests.photos import photographs
+from uae_jax import UAE, batching
+from uae_jax.data.images import ImageError
+from uae_jax.data.vision_inputs import image_patches
+from uae_jax.engine import NEGATIVE_PROMPT, CaptionSettings, PaintSettings
+from uae_jax.parallel.mesh import make_mesh
+from uae_jax.weights import checkpoint, convert
 
 QUESTION = "What is here?"
 MAX_PIXELS = 20_000  # as `small_uae`

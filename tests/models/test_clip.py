@@ -7,16 +7,16 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from flax import traverse_util  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
-from tests.parity import assert_close, convert, randomise, relative_error  # noqa: E402
-from uae_jax.models import clip, lora  # noqa: E402
-from uae_jax.models.runtime import Runtime  # noqa: E402
-from uae_jax.parallel.mesh import make_mesh  # noqa: E402
-from uae_jax.weights.pretrained import load_pretrained  # noqa: E402
+from tests.parity import assert_close, convert, randomise, relative_error
+from uae_jax.models import clip, lora
+from uae_jax.models.runtime import Runtime
+from uae_jax.parallel.mesh import make_mesh
+from uae_jax.weights.pretrained import load_pretrained
 
 # Options of transformers. Odd depths, one to four heads, both activations, an epsilon that would show if misread.
 VISION = {

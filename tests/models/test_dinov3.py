@@ -7,16 +7,16 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
 
-from tests.parity import assert_close, convert, randomise, relative_error  # noqa: E402
-from uae_jax.models import lora  # noqa: E402
-from uae_jax.models.dinov3 import DINOv3, DINOv3Config, example_inputs, rotary, rotate  # noqa: E402
-from uae_jax.models.runtime import Runtime  # noqa: E402
-from uae_jax.parallel.mesh import make_mesh  # noqa: E402
-from uae_jax.weights.pretrained import load_pretrained  # noqa: E402
+from tests.parity import assert_close, convert, randomise, relative_error
+from uae_jax.models import lora
+from uae_jax.models.dinov3 import DINOv3, DINOv3Config, example_inputs, rotary, rotate
+from uae_jax.models.runtime import Runtime
+from uae_jax.parallel.mesh import make_mesh
+from uae_jax.weights.pretrained import load_pretrained
 
 # (options of transformers, image height and width)
 CASES = {

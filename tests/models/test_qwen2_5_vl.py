@@ -1,5 +1,4 @@
 """Qwen2.5-VL against transformers: every layer of both towers, logits, greedy decoding."""
-# ruff: noqa: E402 (imports wait until torch is known to be there)
 
 import dataclasses
 import functools

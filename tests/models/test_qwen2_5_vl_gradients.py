@@ -1,5 +1,4 @@
 """Gradients of Qwen2.5-VL against PyTorch: parameters, pixels, input embeddings, adapters."""
-# ruff: noqa: E402 (imports wait until torch is known to be there)
 
 import functools
 

@@ -1,5 +1,4 @@
 """The host's plans for Qwen2.5-VL: patches into windows, image tokens into prompts, M-RoPE numbers."""
-# ruff: noqa: E402 (imports wait until torch is known to be there)
 
 import itertools
 

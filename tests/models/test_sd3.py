@@ -11,18 +11,18 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from flax import traverse_util  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
 
-from tests.parity import assert_close, convert, randomise, relative_error, to_numpy  # noqa: E402
-from uae_jax.models import lora, sd3  # noqa: E402
-from uae_jax.models.runtime import Runtime  # noqa: E402
-from uae_jax.models.sd3 import ATTENTION_TARGETS, SD3Config, SD3Transformer, position_table  # noqa: E402
-from uae_jax.parallel import sharding  # noqa: E402
-from uae_jax.parallel.mesh import make_mesh  # noqa: E402
-from uae_jax.weights.sd3 import ARCHITECTURE  # noqa: E402
+from tests.parity import assert_close, convert, randomise, relative_error, to_numpy
+from uae_jax.models import lora, sd3
+from uae_jax.models.runtime import Runtime
+from uae_jax.models.sd3 import ATTENTION_TARGETS, SD3Config, SD3Transformer, position_table
+from uae_jax.parallel import sharding
+from uae_jax.parallel.mesh import make_mesh
+from uae_jax.weights.sd3 import ARCHITECTURE
 
 # Compiling takes longer than running here, so ask for the function and not for its speed.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

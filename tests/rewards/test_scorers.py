@@ -9,12 +9,12 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("skimage")
 
-from PIL import Image  # noqa: E402
+from PIL import Image
 
-from tests.parity import randomise  # noqa: E402
-from tests.photos import photographs  # noqa: E402
-from uae_jax.rewards import scorers  # noqa: E402
-from uae_jax.rewards.scorers import Scorer  # noqa: E402
+from tests.parity import randomise
+from tests.photos import photographs
+from uae_jax.rewards import scorers
+from uae_jax.rewards.scorers import Scorer
 
 SIDE = 32
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIDE, "patch_size": 8}

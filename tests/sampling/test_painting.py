@@ -13,12 +13,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from tests import published  # noqa: E402
-from tests.parity import convert  # noqa: E402
-from uae_jax.models.sd3 import SD3Transformer  # noqa: E402
-from uae_jax.parallel.mesh import make_mesh  # noqa: E402
-from uae_jax.sampling import flow, painting  # noqa: E402
-from uae_jax.sampling.conditioning import Conditioning  # noqa: E402
+from tests import published
+from tests.parity import convert
+from uae_jax.models.sd3 import SD3Transformer
+from uae_jax.parallel.mesh import make_mesh
+from uae_jax.sampling import flow, painting
+from uae_jax.sampling.conditioning import Conditioning
 
 TEXT, WIDTH, POOLED = 7, 24, 32
 

@@ -11,14 +11,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("skimage")
 
-from tests import published  # noqa: E402
-from tests.parity import convert  # noqa: E402
-from tests.photos import photographs  # noqa: E402
-from uae_jax.data.prompts import PromptBuilder  # noqa: E402
-from uae_jax.data.vision_inputs import VisionInputConfig, image_patches  # noqa: E402
-from uae_jax.sampling import text  # noqa: E402
-from uae_jax.sampling.conditioning import answer_hidden_states  # noqa: E402
-from uae_jax.sampling.tokens import token_sampling  # noqa: E402
+from tests import published
+from tests.parity import convert
+from tests.photos import photographs
+from uae_jax.data.prompts import PromptBuilder
+from uae_jax.data.vision_inputs import VisionInputConfig, image_patches
+from uae_jax.models.qwen2_5_vl import decoding
+from uae_jax.sampling import text
+from uae_jax.sampling.conditioning import answer_hidden_states
+from uae_jax.sampling.tokens import token_sampling
 
 NEW = 64
 INPUTS = VisionInputConfig(max_pixels=20_000)
@@ -75,7 +76,7 @@ def case(request, tmp_path_factory) -> Case:
     return Case(theirs, ours, PromptBuilder(published.tokenizer(), ours.config, INPUTS))
 
 
-def transformers_answer(case: Case, image, question, new=NEW):
+def transformers_answer(case: Case, image, question, new=NEW, **settings):
     """Greedy tokens of one image, and the prompt that they answer."""
     tokenizer = published.tokenizer()
     patches, grid = image_patches(image, INPUTS)  # equal to the published processor's, see test_vision_inputs
@@ -93,6 +94,7 @@ def transformers_answer(case: Case, image, question, new=NEW):
             image_grid_thw=torch.tensor([grid]),
             max_new_tokens=new,
             do_sample=False,
+            **settings,
         )
     return ids[0].tolist(), out[0, ids.shape[1] :].tolist()
 
@@ -144,6 +146,45 @@ def test_cached_logits_equal_full_recomputation_at_every_position(case):
     np.testing.assert_allclose(
         drawn.logprobs[:, 0], jnp.take_along_axis(start, drawn.tokens[:, :1], axis=-1)[:, 0], atol=1e-4
     )
+
+
+def test_every_logit_of_a_cached_step_is_that_of_full_recomputation(case):
+    prompts = case.ask(list(photographs())[:2], ["One?", "Two, which is longer?"])
+    module, variables = case.ours.module, {"params": case.ours.params}
+    answers = np.random.default_rng(0).integers(0, 256, size=(2, 8)).astype(np.int32)
+    length = prompts.tokens.shape[1]
+
+    @jax.jit
+    def cached(variables, prompts, answers):
+        first, cache = text.prefill(module, variables, prompts, length + 8)
+        decoder, caches = decoding.unstack(variables, 2), decoding.split_cache(cache)
+        visible, rows = jnp.concatenate([prompts.valid, jnp.ones((2, 8), bool)], axis=1), [first]
+        for i in range(8):
+            seen = visible & (jnp.arange(length + 8) <= length + i)
+            position = prompts.next_position + i
+            logits, caches = decoding.decode_step(
+                module, decoder, caches, answers[:, i], position, jnp.int32(length + i), seen
+            )
+            rows.append(logits)
+        return jnp.stack(rows, axis=1)  # [B, 9, V]
+
+    @jax.jit
+    def full(variables, prompts, answers):
+        hidden = answer_hidden_states(module, variables, prompts, answers, jnp.array([8, 8]))
+        return module.apply(variables, hidden, method="logits")
+
+    got, wanted = cached(variables, prompts, answers), full(variables, prompts, answers)
+    np.testing.assert_allclose(got[:, 1:], wanted, atol=1e-4)
+    assert float(jnp.abs(wanted).max()) > 1  # logits of a size at which 1e-4 means something
+
+
+def test_the_repetition_penalty_is_that_of_transformers(case):
+    image, question = photographs()[1], "What is here?"
+    _, wanted = transformers_answer(case, image, question, repetition_penalty=1.3)
+    keys = jax.random.split(jax.random.key(0), 1)
+    sampling = token_sampling(0.0, repetition_penalty=1.3)
+    assert case.write(case.ask([image], [question]), keys, sampling).tokens.tolist() == [wanted]
+    assert wanted != transformers_answer(case, image, question)[1]  # the penalty matters here
 
 
 def test_a_row_stops_at_its_own_end(case):

@@ -10,20 +10,20 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from flax import traverse_util  # noqa: E402
+import jax
+import numpy as np
+from flax import traverse_util
 
-from tests.models import test_clip as small  # noqa: E402
-from tests.parity import Loaded, assert_close  # noqa: E402
-from uae_jax.models import clip as models  # noqa: E402
-from uae_jax.parallel import sharding  # noqa: E402
-from uae_jax.parallel.mesh import make_mesh  # noqa: E402
-from uae_jax.weights import clip, registry  # noqa: E402
-from uae_jax.weights.checkpoint import open_checkpoint  # noqa: E402
-from uae_jax.weights.errors import WeightsError  # noqa: E402
-from uae_jax.weights.pretrained import from_tensors, load_pretrained, parameter_count, save_pretrained  # noqa: E402
-from uae_jax.weights.transfer import check  # noqa: E402
+from tests.models import test_clip as small
+from tests.parity import Loaded, assert_close
+from uae_jax.models import clip as models
+from uae_jax.parallel import sharding
+from uae_jax.parallel.mesh import make_mesh
+from uae_jax.weights import clip, registry
+from uae_jax.weights.checkpoint import open_checkpoint
+from uae_jax.weights.errors import WeightsError
+from uae_jax.weights.pretrained import from_tensors, load_pretrained, parameter_count, save_pretrained
+from uae_jax.weights.transfer import check
 
 # Architecture -> small models of transformers, and their inputs for transformers.
 MODELS = {

@@ -9,19 +9,19 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from flax import traverse_util  # noqa: E402
+import jax
+import numpy as np
+from flax import traverse_util
 
-from tests.models.test_dinov3 import CASES, images, pixels, torch_model  # noqa: E402
-from uae_jax.models.dinov3 import DINOv3Config  # noqa: E402
-from uae_jax.parallel import sharding  # noqa: E402
-from uae_jax.parallel.mesh import make_mesh  # noqa: E402
-from uae_jax.weights import registry  # noqa: E402
-from uae_jax.weights.checkpoint import open_checkpoint  # noqa: E402
-from uae_jax.weights.dinov3 import ARCHITECTURE, config_from_json, config_to_json  # noqa: E402
-from uae_jax.weights.errors import WeightsError  # noqa: E402
-from uae_jax.weights.pretrained import load_pretrained, parameter_count, save_pretrained  # noqa: E402
+from tests.models.test_dinov3 import CASES, images, pixels, torch_model
+from uae_jax.models.dinov3 import DINOv3Config
+from uae_jax.parallel import sharding
+from uae_jax.parallel.mesh import make_mesh
+from uae_jax.weights import registry
+from uae_jax.weights.checkpoint import open_checkpoint
+from uae_jax.weights.dinov3 import ARCHITECTURE, config_from_json, config_to_json
+from uae_jax.weights.errors import WeightsError
+from uae_jax.weights.pretrained import load_pretrained, parameter_count, save_pretrained
 
 LARGE_JSON = {  # facebook/dinov3-vitl16-pretrain-lvd1689m
     "architectures": ["DINOv3ViTModel"], "attention_dropout": 0.0, "drop_path_rate": 0.0, "hidden_act": "gelu",

@@ -1,5 +1,4 @@
 """Qwen2.5-VL's config.json and keys: both published forms of each in, transformers' folders out."""
-# ruff: noqa: E402 (imports wait until torch is known to be there)
 
 import copy
 import functools

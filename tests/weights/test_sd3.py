@@ -7,20 +7,20 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from flax import traverse_util  # noqa: E402
-from jax.sharding import NamedSharding  # noqa: E402
+import jax
+import numpy as np
+from flax import traverse_util
+from jax.sharding import NamedSharding
 
-from tests.models.test_sd3 import CASES, inputs, run_torch, torch_model  # noqa: E402
-from tests.parity import assert_close  # noqa: E402
-from uae_jax.models.sd3 import SD3Config  # noqa: E402
-from uae_jax.parallel import sharding  # noqa: E402
-from uae_jax.parallel.mesh import make_mesh  # noqa: E402
-from uae_jax.weights.checkpoint import open_checkpoint  # noqa: E402
-from uae_jax.weights.errors import WeightsError  # noqa: E402
-from uae_jax.weights.pretrained import load_pretrained, parameter_count, save_pretrained  # noqa: E402
-from uae_jax.weights.sd3 import ARCHITECTURE, config_from_json, config_to_json  # noqa: E402
+from tests.models.test_sd3 import CASES, inputs, run_torch, torch_model
+from tests.parity import assert_close
+from uae_jax.models.sd3 import SD3Config
+from uae_jax.parallel import sharding
+from uae_jax.parallel.mesh import make_mesh
+from uae_jax.weights.checkpoint import open_checkpoint
+from uae_jax.weights.errors import WeightsError
+from uae_jax.weights.pretrained import load_pretrained, parameter_count, save_pretrained
+from uae_jax.weights.sd3 import ARCHITECTURE, config_from_json, config_to_json
 
 # As published, without the keys that state what diffusers takes anyway.
 LARGE_JSON = {

@@ -84,31 +84,17 @@ def generate(
         for pair in decoding.split_cache(cache)
     )
     decoder = decoding.unstack(variables, model.config.text.depth)
-    seen = None
+    state = _blank(rows, max_new_tokens, pad_id, active) | {"caches": caches}
     if sampling.use_penalty:
-        seen = jnp.zeros(logits.shape, bool).at[jnp.arange(rows)[:, None], asked].max(valid)
+        state["seen"] = jnp.zeros(logits.shape, bool).at[jnp.arange(rows)[:, None], asked].max(valid)
     visible = jnp.concatenate([valid, jnp.ones((rows, max_new_tokens), bool)], axis=1)
     slots = jnp.arange(length + max_new_tokens)
     stops = jnp.asarray(stop_ids, jnp.int32)
 
     def draw(state: dict, logits: Array) -> dict:
-        """Chooses token number `step` of every row and writes it down."""
-        step, done = state["step"], state["done"]
-        fresh = jax.vmap(lambda key: jax.random.fold_in(key, step))(keys)
-        drawn, density = choose(logits, fresh, sampling, state["seen"])
-        drawn, density = jnp.where(done, pad_id, drawn), jnp.where(done, 0.0, density)
-        if sampling.use_penalty:
-            state = state | {"seen": state["seen"].at[jnp.arange(rows), drawn].set(True)}
-        ended = (drawn[:, None] == stops).any(axis=1) & ~done
-        return state | {
-            "step": step + 1,
-            "token": drawn,
-            "tokens": state["tokens"].at[:, step].set(drawn),
-            "logprobs": state["logprobs"].at[:, step].set(density),
-            "lengths": state["lengths"] + ~done,
-            "stopped": state["stopped"] | ended,
-            "done": done | ended,
-        }
+        fresh = jax.vmap(lambda key: jax.random.fold_in(key, state["step"]))(keys)
+        drawn, density = choose(logits, fresh, sampling, state.get("seen"))
+        return _record(state, drawn, density, stops, pad_id)
 
     def proceed(state: dict) -> Array:
         return (state["step"] < limit) & ~state["done"].all()
@@ -121,19 +107,39 @@ def generate(
         )
         return draw(state | {"caches": caches}, logits)
 
-    state = {
+    state = jax.lax.while_loop(proceed, advance, draw(state, logits))
+    return Generation(*(state[name] for name in ("tokens", "lengths", "logprobs", "stopped")))
+
+
+def _blank(rows: int, size: int, pad_id: int, active: Array | None) -> dict[str, Any]:
+    """What is known before the first token."""
+    return {
         "step": jnp.int32(0),
         "token": jnp.full((rows,), pad_id, jnp.int32),
-        "tokens": jnp.full((rows, max_new_tokens), pad_id, jnp.int32),
-        "logprobs": jnp.zeros((rows, max_new_tokens), jnp.float32),
+        "tokens": jnp.full((rows, size), pad_id, jnp.int32),
+        "logprobs": jnp.zeros((rows, size), jnp.float32),
         "lengths": jnp.zeros((rows,), jnp.int32),
         "stopped": jnp.zeros((rows,), bool),
         "done": jnp.zeros((rows,), bool) if active is None else ~active,
-        "seen": seen,
-        "caches": caches,
     }
-    state = jax.lax.while_loop(proceed, advance, draw(state, logits))
-    return Generation(*(state[name] for name in ("tokens", "lengths", "logprobs", "stopped")))
+
+
+def _record(state: dict[str, Any], drawn: Array, density: Array, stops: Array, pad_id: int) -> dict[str, Any]:
+    """Writes token number `step` of every row down; rows that are done get padding."""
+    step, done = state["step"], state["done"]
+    drawn, density = jnp.where(done, pad_id, drawn), jnp.where(done, 0.0, density)
+    ended = (drawn[:, None] == stops).any(axis=1) & ~done
+    if "seen" in state:
+        state = state | {"seen": state["seen"].at[jnp.arange(len(drawn)), drawn].set(True)}
+    return state | {
+        "step": step + 1,
+        "token": drawn,
+        "tokens": state["tokens"].at[:, step].set(drawn),
+        "logprobs": state["logprobs"].at[:, step].set(density),
+        "lengths": state["lengths"] + ~done,
+        "stopped": state["stopped"] | ended,
+        "done": done | ended,
+    }
 
 
 def prefill(model: Qwen2_5_VL, variables: dict[str, Any], prompts: Prompts, slots: int) -> tuple[Array, Any]:
