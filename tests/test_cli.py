@@ -24,12 +24,12 @@ COMMANDS = ("caption", "generate", "reconstruct", "convert", "export")
 
 
 @pytest.fixture
-def run(small_uae, monkeypatch, capsys):
+def run(small_uae, uae_checkpoint, monkeypatch, capsys):
     """Runs a command on the shared model, compiled programs and all: (exit code, stdout lines, stderr)."""
     monkeypatch.setattr(UAE, "from_pretrained", classmethod(lambda cls, *_, **__: small_uae))
 
     def run(*args):
-        code = cli.main([*map(str, args), "--model", "shared"])
+        code = cli.main([*map(str, args), "--model", str(uae_checkpoint[0])])
         out, err = capsys.readouterr()
         return code, out.splitlines(), err
 
@@ -55,6 +55,19 @@ def photos(tmp_path):
 
 def last(text):
     return text.splitlines()[-1]
+
+
+def test_a_published_folder_serves_from_loading_to_the_last_line(uae_checkpoint, photos, capsys):
+    """Nothing patched: the one test that goes the whole way."""
+    args = ["reconstruct", photos / "a.png", "--output", photos.parent / "out", *CAPTION, *PAINT]
+    assert cli.main([*map(str, args), "--model", str(uae_checkpoint[0])]) == 0
+    out, err = capsys.readouterr()
+    record = json.loads(out)
+    assert record["image"] == str(photos / "a.png")
+    with Image.open(record["painting"]) as painting:
+        assert painting.size == (64, 64)
+    assert "reading: " in err and "B/s" in err  # a bar in bytes while loading
+    assert last(err) == "uae: 1 reconstructed, 0 skipped"
 
 
 # -- caption

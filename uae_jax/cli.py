@@ -133,6 +133,14 @@ def _add_captioning(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--question", metavar="TEXT", help="what to ask (default: for a complete description)")
     group.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="cut captions here (default: 512)")
     group.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token (default: 0.7)")
+    group.add_argument("--top-k", type=int, default=0, metavar="N", help="draw from the N likeliest (default: 0, all)")
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="above 1 makes tokens seen before less likely (default: 1, off)",
+    )
     group.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1, off)")
 
 

@@ -20,6 +20,8 @@ from PIL import Image
 from uae_jax.data.images import SUFFIXES, ImageError, open_image
 from uae_jax.engine import CaptionSettings, PaintSettings
 from uae_jax.pipeline import UAE
+from uae_jax.weights import checkpoint
+from uae_jax.weights.progress import reading_bar
 
 WINDOW = 64  # images that are open at a time
 WINDOW_PIXELS = 200_000_000  # and how large they may be together
@@ -86,8 +88,9 @@ def load(args: argparse.Namespace, **settings) -> UAE:
     dtype = args.dtype
     if dtype == "auto":  # a CPU computes in float32 as fast
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    with tqdm.tqdm(unit="B", unit_scale=True, desc="loading", file=sys.stderr, leave=False) as bar:
-        return UAE.from_pretrained(args.model, dtype=dtype, memory_gb=args.memory_gb, progress=bar.update, **settings)
+    folder = checkpoint.resolve(args.model)
+    with reading_bar(folder) as progress:
+        return UAE.from_pretrained(folder, dtype=dtype, memory_gb=args.memory_gb, progress=progress, **settings)
 
 
 def save(image: Image.Image, target: Path) -> None:
@@ -248,7 +251,9 @@ def _windows(files: list[Path], report: Report) -> Iterator[tuple[int, list[tupl
 
 
 def _caption_settings(args: argparse.Namespace) -> CaptionSettings:
-    return CaptionSettings(args.question, args.max_new_tokens, args.temperature, args.top_p)
+    return CaptionSettings(
+        args.question, args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.repetition_penalty
+    )
 
 
 def _paint_settings(args: argparse.Namespace) -> PaintSettings:

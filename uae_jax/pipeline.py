@@ -91,6 +91,7 @@ class UAE:
         mesh: Mesh | None = None,
         scorers: dict[str, str | os.PathLike] | None = None,
         max_pixels: int = MAX_PIXELS,
+        pad_positions: str = "ones",
         progress: transfer.Progress | None = None,
         **settings: Any,
     ) -> "UAE":
@@ -102,6 +103,8 @@ class UAE:
           mesh: parameters land in their shards on it; None puts them on the default device.
           scorers: name -> folder of a CLIP, DINOv2 or DINOv3 model, for the scores of `reconstruct`.
           max_pixels: area that an image is scaled down to before the encoder reads it.
+          pad_positions: "ones", "zeros" or "running": how padding that the decoder sees is numbered, which differs
+            between versions of the published stack, see `uae_jax.models.qwen2_5_vl.positions.mrope_positions`.
           progress: called with the bytes read, after each tensor.
           **settings: of `UAE`.
 
@@ -110,7 +113,9 @@ class UAE:
         """
         weights = uae.load(name_or_path, dtype=jnp.dtype(dtype), mesh=mesh, progress=progress)
         with uae.files_on_disk(weights) as root:
-            prompts = PromptBuilder.from_folder(Path(root) / uae.LLM, weights.encoder.config, max_pixels)
+            prompts = PromptBuilder.from_folder(
+                Path(root) / uae.LLM, weights.encoder.config, max_pixels, pad_positions=pad_positions
+            )
         loaded = {name: Scorer.from_pretrained(path, mesh=mesh) for name, path in (scorers or {}).items()}
         settings = {"shift": uae.scheduler_shift(weights)} | settings
         return cls(weights, prompts, dtype=dtype, mesh=mesh, scorers=loaded, **settings)

@@ -224,3 +224,14 @@ def test_text_cannot_smuggle_in_special_tokens(case):
     assert tokens.count(261) == 0
     assert tokens.count(258) == plain.count(258)  # only those of the template
     assert "<|image_pad|>" in published.tokenizer().decode(tokens)
+
+
+def test_the_numbers_of_padding_are_a_setting(case):
+    rows = [[65, 66, 67], [65]]
+    ones, running = (
+        PromptBuilder(published.tokenizer(), case.ours.config, INPUTS, pad_positions=setting).pack(rows)
+        for setting in ("ones", "running")
+    )
+    np.testing.assert_array_equal(ones.positions[0, 1, :4], [0, 1, 1, 1])
+    np.testing.assert_array_equal(running.positions[0, 1, :4], [0, 1, 2, 3])
+    np.testing.assert_array_equal(ones.positions[:, 0, :3], running.positions[:, 0, :3])  # tokens are not touched

@@ -55,6 +55,7 @@ class PromptBuilder:
         config: Qwen2_5_VLConfig,
         vision_inputs: VisionInputConfig = VisionInputConfig(),
         buckets: Buckets = Buckets(),
+        pad_positions: str = "ones",
     ):
         """Keeps what it is given.
 
@@ -63,6 +64,8 @@ class PromptBuilder:
           config: of the encoder.
           vision_inputs: how images are resized and cut.
           buckets: the smallest shapes.
+          pad_positions: what padding that the decoder sees is numbered, see `mrope_positions`; "ones" is what the
+            published code did with the transformers of its day.
 
         Raises:
           ValueError: if the tokenizer has no chat template, or does not know the encoder's image token.
@@ -76,15 +79,19 @@ class PromptBuilder:
         self.config = config
         self.vision_inputs = vision_inputs
         self.buckets = buckets
+        self.pad_positions = pad_positions
 
     @classmethod
-    def from_folder(cls, folder: Path, config: Qwen2_5_VLConfig, max_pixels: int | None = None) -> "PromptBuilder":
+    def from_folder(
+        cls, folder: Path, config: Qwen2_5_VLConfig, max_pixels: int | None = None, **settings
+    ) -> "PromptBuilder":
         """Loads tokenizer, chat template and image settings from a published folder.
 
         Args:
           folder: with `tokenizer.json` and, if it differs from the default, `preprocessor_config.json`.
           config: of the encoder.
           max_pixels: replaces the published limit of an image's area; UAE uses 65536.
+          **settings: of `PromptBuilder`.
         """
         import json
 
@@ -98,7 +105,7 @@ class PromptBuilder:
             inputs = config_from_json(json.loads((folder / "preprocessor_config.json").read_text()))
         if max_pixels is not None:
             inputs = dataclasses.replace(inputs, max_pixels=max_pixels)
-        return cls(tokenizer, config, inputs)
+        return cls(tokenizer, config, inputs, **settings)
 
     def encode_user(self, text: str, role: str = "user", images: int = 0) -> list[int]:
         """The tokens of one message and the header of its answer; images stand behind the text, one token each.
@@ -141,7 +148,6 @@ class PromptBuilder:
         rows: Sequence[Sequence[int]],
         patches: Sequence[np.ndarray] | None = None,
         grids: Sequence[Sequence[tuple[int, int, int]]] | None = None,
-        pad_positions: str = "ones",
     ) -> Prompts:
         """Pads rows of tokens, and their images if there are any, to a bucket.
 
@@ -149,7 +155,6 @@ class PromptBuilder:
           rows: token numbers.
           patches: per row, f32[patches, width].
           grids: per row, the (1, h, w) of each image.
-          pad_positions: see `mrope_positions`.
         """
         grids = [[] for _ in rows] if grids is None else grids
         length = bucket(max(map(len, rows)), self.buckets.tokens)
@@ -158,7 +163,7 @@ class PromptBuilder:
         for b, row in enumerate(rows):
             tokens[b, : len(row)] = row
             valid[b, : len(row)] = True
-        positions, following = mrope_positions(tokens, grids, valid, self.config, pad_positions=pad_positions)
+        positions, following = mrope_positions(tokens, grids, valid, self.config, pad_positions=self.pad_positions)
         if not any(grids):
             return Prompts(tokens, valid, positions, following)
         vision = self.config.vision

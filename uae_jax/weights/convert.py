@@ -1,19 +1,16 @@
 """`uae convert` and `uae export`: published checkpoint -> native and back, whatever it holds."""
 
-import contextlib
 import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
-from uae_jax.weights import checkpoint, clip, native, pretrained, transfer, uae
+from uae_jax.weights import checkpoint, clip, native, pretrained, uae
 from uae_jax.weights.architecture import Pretrained
 from uae_jax.weights.errors import WeightsError
+from uae_jax.weights.progress import reading_bar
 
 
 def convert(src: str, dst: str | os.PathLike, *, subfolder: str = "", dtype: Any = None, force: bool = False) -> str:
@@ -37,7 +34,7 @@ def convert(src: str, dst: str | os.PathLike, *, subfolder: str = "", dtype: Any
     root = checkpoint.resolve(src, subfolder=subfolder) / subfolder
     if (root / checkpoint.NATIVE).is_file() or (root / checkpoint.UAE_NATIVE).is_file():
         raise WeightsError(f"{root}: is native already; load it as it is, or `uae export` it")
-    with _bar(root) as progress:
+    with reading_bar(root) as progress:
         if root.is_dir() and uae.is_published(root):
             weights = uae.load(root, dtype=dtype, progress=progress)
             uae.save_native(weights, dst, force=force)
@@ -82,15 +79,6 @@ def export(
     model = native.load_native(root)
     pretrained.save_pretrained(model, dst, force=force, max_shard_bytes=max_shard_bytes)
     return f"{dst}: {_describe(model)}"
-
-
-@contextlib.contextmanager
-def _bar(root: Path) -> Iterator[transfer.Progress]:
-    """A progress bar in bytes, with rate and time left, on stderr."""
-    files = [root] if root.is_file() else root.rglob("*.safetensors")
-    total = sum(file.stat().st_size for file in files)
-    with tqdm.tqdm(total=total, unit="B", unit_scale=True, desc="reading", file=sys.stderr, leave=False) as bar:
-        yield bar.update
 
 
 def _describe(model: Pretrained) -> str:
