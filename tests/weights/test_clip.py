@@ -16,9 +16,11 @@ from flax import traverse_util
 
 from tests.models import test_clip as small
 from tests.parity import Loaded, assert_close
+from uae_jax import cli
 from uae_jax.models import clip as models
 from uae_jax.parallel import sharding
 from uae_jax.parallel.mesh import make_mesh
+from uae_jax.rewards.scorers import Scorer
 from uae_jax.weights import clip, registry
 from uae_jax.weights.checkpoint import open_checkpoint
 from uae_jax.weights.errors import WeightsError
@@ -419,6 +421,19 @@ def test_openai_layout_loads_and_becomes_transformers(long, tmp_path):
     with torch.no_grad():
         assert_close(twin.eval()(torch.as_tensor(tokens), small.pixels(x)).logits_per_image, wanted, "transformers")
     assert load_pretrained(tmp_path / "out").config == config
+
+
+def test_longclip_converts_on_the_command_line_and_scores(tmp_path, capsys):
+    # The way of the published LongCLIP: a file in OpenAI's layout -> a native folder -> a scorer.
+    model, path = openai_file(tmp_path, long=True)
+    assert cli.main(["convert", str(path), str(tmp_path / "native")]) == 0
+    assert "CLIPModel" in capsys.readouterr().out
+    scorer = Scorer.from_pretrained(tmp_path / "native")
+    assert scorer.preprocessing.side == 16
+    x = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)
+    with torch.no_grad():
+        wanted = torch.nn.functional.normalize(model.visual(small.pixels(x)), dim=-1)
+    assert_close(jax.jit(scorer.features)(scorer.model.params, x), wanted)
 
 
 def test_openai_layout_that_does_not_fit_is_refused(tmp_path):

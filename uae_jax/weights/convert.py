@@ -42,7 +42,7 @@ def convert(src: str, dst: str | os.PathLike, *, subfolder: str = "", dtype: Any
         if root.is_file():
             config, tensors = clip.open_openai_clip(root)
             model = pretrained.from_tensors(
-                clip.CLIP, config, tensors, source=str(root), dtype=dtype, progress=progress
+                clip.MODEL, config, tensors, source=str(root), dtype=dtype, progress=progress
             )
         else:
             model = pretrained.load_pretrained(root, dtype=dtype, progress=progress)

@@ -151,8 +151,8 @@ def _load_encoder(root: Path, to: dict, place: dict) -> tuple[Pretrained, Pretra
 
 def _split_projector(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Parts a state dict into the encoder's and the projector's tensors, the latter from "projector." on."""
-    head = {key[key.index("projector.") :]: t for key, t in tensors.items() if key.rpartition("projector.")[1]}
-    return {key: t for key, t in tensors.items() if "projector." not in key}, head
+    head = {key[key.index("projector.") :]: tensor for key, tensor in tensors.items() if "projector." in key}
+    return {key: tensor for key, tensor in tensors.items() if "projector." not in key}, head
 
 
 def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
