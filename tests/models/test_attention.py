@@ -140,23 +140,24 @@ def test_auto_takes_what_the_named_kernels_refuse():
 
 
 @pytest.mark.parametrize(
-    ("platform", "t", "dtype", "kernel"),
+    ("platform", "t", "dtype", "masked", "kernel"),
     [
-        ("tpu", 128, np.float32, "splash"),
-        ("tpu", 324, np.float32, "splash"),
-        ("tpu", 64, np.float32, "xla"),  # half of a block would be padding
-        ("gpu", 128, jnp.bfloat16, "cudnn"),
-        ("gpu", 128, np.float32, "xla"),
-        ("cpu", 128, jnp.bfloat16, "xla"),
+        ("tpu", 128, np.float32, True, "splash"),
+        ("tpu", 324, np.float32, False, "splash"),
+        ("tpu", 64, np.float32, False, "xla"),  # half of a block would be padding
+        ("gpu", 128, jnp.bfloat16, False, "cudnn"),
+        ("gpu", 128, jnp.bfloat16, True, "xla"),  # a mask would be a bias of [B, N, T, S] numbers
+        ("gpu", 128, np.float32, False, "xla"),
+        ("cpu", 128, jnp.bfloat16, False, "xla"),
     ],
 )
-def test_auto_is_for_the_platform_of_the_mesh(platform, t, dtype, kernel):
+def test_auto_is_for_the_platform_of_the_mesh(platform, t, dtype, masked, kernel):
     """A program may be compiled for devices that are not there."""
     device = jax.sharding.AbstractDevice(device_kind="any", num_cores=None, platform=platform)
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
     q, k, _ = make(t=t, s=t, dtype=dtype)
     with jax.sharding.use_abstract_mesh(mesh):
-        assert _choose(q, k) == kernel
+        assert _choose(q, k, masked) == kernel
 
 
 def test_sharded_equals_one_device():

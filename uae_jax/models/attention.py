@@ -40,8 +40,9 @@ def attention(
       mask: bool, broadcastable to [B, N, T, S]; True is seen. What segments cannot say, e.g. a half-filled cache.
       kv_lengths: i32[B], at least 1; keys from there on are not seen. Instead of `segment_ids`, and cheaper.
       kernel: "auto", by shape and by the platform of the mesh in use (without a mesh, of the default device); "xla",
-        which always works and holds [B, N, T, S] logits; "cudnn", flash attention on NVIDIA for 16-bit inputs;
-        "splash", flash attention on TPU, which pads lengths to multiples of 128 and leaves calls with `mask` to xla.
+        which always works and holds [B, N, T, S] logits; "cudnn", flash attention on NVIDIA for 16-bit inputs, which
+        "auto" takes where there are neither `mask` nor `segment_ids`; "splash", flash attention on TPU, which pads
+        lengths to multiples of 128 and leaves calls with `mask` to xla.
 
     Returns:
       [B, T, N, H] in the dtype of q.
@@ -53,7 +54,7 @@ def attention(
     if kernel not in KERNELS:
         raise ValueError(f"attention kernel is {kernel!r}, wanted one of {', '.join(KERNELS)}")
     if kernel == "auto":
-        kernel = _choose(q, k)
+        kernel = _choose(q, k, masked=mask is not None or segment_ids is not None)
     elif (why := _obstacle(kernel, q)) is not None:
         raise ValueError(f"attention kernel {kernel!r} cannot be used here: {why}; use 'auto' or 'xla'")
     if segment_ids is not None and kv_lengths is not None:
@@ -74,12 +75,13 @@ def attention(
     )
 
 
-def _choose(q: Array, k: Array) -> str:
+def _choose(q: Array, k: Array, masked: bool) -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device  # what is compiled for, which need not be present
     platform = jax.default_backend() if device is None else device.platform
     if platform == "tpu" and min(q.shape[1], k.shape[1]) >= _SPLASH_BLOCKS[-1]:  # else it would be mostly padding
         return "splash"
-    if platform in ("gpu", "cuda") and _obstacle("cudnn", q) is None:
+    # cuDNN takes a mask only as a bias of [B, N, T, S] numbers, which is what a flash kernel is to save.
+    if platform in ("gpu", "cuda") and not masked and _obstacle("cudnn", q) is None:
         return "cudnn"
     return "xla"
 
