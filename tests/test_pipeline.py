@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import shutil
 
 import jax
 import numpy as np
@@ -388,3 +389,17 @@ def test_after_warm_up_prompts_of_mixed_lengths_compile_nothing(uae):
             letters = (rng.integers(1, 80), rng.integers(130, 170))[call % 2]
             uae.generate("x" * int(letters), seed=call, guidance=float(rng.uniform(2, 6)), **PAINT)
     assert programs == []
+
+
+def test_a_checkpoint_without_a_tokenizer_takes_the_base_models(uae_checkpoint, small_uae, tmp_path):
+    # The published llm_model may lack tokenizer files.
+    root = tmp_path / "bare"
+    shutil.copytree(uae_checkpoint[0], root)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "preprocessor_config.json"):
+        (root / "llm_model" / name).unlink()
+    with pytest.raises(ValueError, match=r"no tokenizer\.json in it .* give the base model as processor"):
+        UAE.from_pretrained(root, dtype="float32")
+    base = uae_checkpoint[0] / "llm_model"
+    whole = UAE.from_pretrained(root, dtype="float32", max_pixels=20_000, processor=base)
+    assert whole.prompts.encode_user("a cup") == small_uae.prompts.encode_user("a cup")
+    assert whole.prompts.vision_inputs == small_uae.prompts.vision_inputs

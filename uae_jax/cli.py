@@ -119,6 +119,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", required=True, metavar="NAME|DIR", help="UAE checkpoint, published or native")
     group.add_argument(
+        "--processor", metavar="NAME|DIR", help="base model, where the checkpoint has no tokenizer of its own"
+    )
+    group.add_argument(
         "--dtype",
         choices=("auto", *DTYPES[1:]),
         default="auto",

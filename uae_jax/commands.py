@@ -90,7 +90,8 @@ def load(args: argparse.Namespace, **settings) -> UAE:
         dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     folder = checkpoint.resolve(args.model)
     with reading_bar(folder) as progress:
-        return UAE.from_pretrained(folder, dtype=dtype, memory_gb=args.memory_gb, progress=progress, **settings)
+        settings |= {"processor": args.processor, "memory_gb": args.memory_gb}
+        return UAE.from_pretrained(folder, dtype=dtype, progress=progress, **settings)
 
 
 def save(image: Image.Image, target: Path) -> None:

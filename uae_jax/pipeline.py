@@ -12,7 +12,6 @@ Every item has a PRNG key of its own, made of the seed and its number, so it doe
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +27,7 @@ from uae_jax.data.prompts import PromptBuilder, bucket
 from uae_jax.engine import INTERFACES, Answers, CaptionSettings, Engine, PaintSettings, new_token_slots
 from uae_jax.models.runtime import Runtime
 from uae_jax.rewards.scorers import Scorer
-from uae_jax.weights import transfer, uae
+from uae_jax.weights import checkpoint, transfer, uae
 from uae_jax.weights.uae import UAEWeights
 
 MAX_PIXELS = 65_536  # of an image that the encoder reads; the published model's setting
@@ -92,6 +91,7 @@ class UAE:
         scorers: dict[str, str | os.PathLike] | None = None,
         max_pixels: int = MAX_PIXELS,
         pad_positions: str = "ones",
+        processor: str | os.PathLike | None = None,
         progress: transfer.Progress | None = None,
         **settings: Any,
     ) -> "UAE":
@@ -105,17 +105,18 @@ class UAE:
           max_pixels: area that an image is scaled down to before the encoder reads it.
           pad_positions: "ones", "zeros" or "running": how padding that the decoder sees is numbered, which differs
             between versions of the published stack, see `uae_jax.models.qwen2_5_vl.positions.mrope_positions`.
+          processor: folder or name of the base model, for tokenizer and image settings, where `llm_model` lacks them.
           progress: called with the bytes read, after each tensor.
           **settings: of `UAE`.
 
         Raises:
           WeightsError: if the folder is no UAE checkpoint, or anything in it does not fit.
+          ValueError: if there is no tokenizer in it, and no `processor`.
         """
         weights = uae.load(name_or_path, dtype=jnp.dtype(dtype), mesh=mesh, progress=progress)
         with uae.files_on_disk(weights) as root:
-            prompts = PromptBuilder.from_folder(
-                Path(root) / uae.LLM, weights.encoder.config, max_pixels, pad_positions=pad_positions
-            )
+            folder = root / uae.LLM if processor is None else checkpoint.resolve(processor)
+            prompts = PromptBuilder.from_folder(folder, weights.encoder.config, max_pixels, pad_positions=pad_positions)
         loaded = {name: Scorer.from_pretrained(path, mesh=mesh) for name, path in (scorers or {}).items()}
         settings = {"shift": uae.scheduler_shift(weights)} | settings
         return cls(weights, prompts, dtype=dtype, mesh=mesh, scorers=loaded, **settings)

@@ -92,11 +92,20 @@ class PromptBuilder:
           config: of the encoder.
           max_pixels: replaces the published limit of an image's area; UAE uses 65536.
           **settings: of `PromptBuilder`.
+
+        Raises:
+          ValueError: if there is no tokenizer in the folder; says where to get one.
         """
         import json
 
         import transformers
 
+        there = {name: (folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "merges.txt")}
+        if not there["tokenizer.json"] and not (there["vocab.json"] and there["merges.txt"]):
+            raise ValueError(
+                f"{folder.name}: no tokenizer.json in it (nor vocab.json with merges.txt); "
+                f"give the base model as processor, e.g. Qwen/Qwen2.5-VL-3B-Instruct"
+            )
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         if not tokenizer.chat_template and (folder / "chat_template.json").is_file():  # where older folders keep it
             tokenizer.chat_template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
