@@ -13,7 +13,8 @@ import numpy as np
 
 from tests.parity import assert_close, convert, randomise, relative_error
 from uae_jax.models import lora
-from uae_jax.models.dinov3 import DINOv3, DINOv3Config, example_inputs, rotary, rotate
+from uae_jax.models.dinov3 import DINOv3, DINOv3Config, example_inputs, rotary
+from uae_jax.models.layers import rotate
 from uae_jax.models.runtime import Runtime
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.weights.pretrained import load_pretrained
@@ -80,25 +81,22 @@ def test_rotary_angles_equal_transformers(case):
         registers=options["num_register_tokens"], rope_theta=options.get("rope_theta", 100.0),
     )  # fmt: skip
     prefix = 1 + config.registers
-    for got, theirs, still in zip(rotary(height // patch, width // patch, config), wanted, (1.0, 0.0), strict=True):
-        np.testing.assert_array_equal(got[:prefix], np.full_like(got[:prefix], still))  # class token and registers
-        # Angles go up to 2 pi, where float32 is 5e-7 coarse.
-        np.testing.assert_allclose(got[prefix:, 0], theirs.numpy(), atol=2e-6)
+    angles = rotary(height // patch, width // patch, config)[0]
+    np.testing.assert_array_equal(angles[:prefix], 0)  # class token and registers do not turn
+    for function, theirs in zip((np.cos, np.sin), wanted, strict=True):
+        # Theirs says each angle twice, for both halves of a head. They go up to 2 pi, where float32 is 5e-7 coarse.
+        np.testing.assert_allclose(np.tile(function(angles[prefix:]), 2), theirs.numpy(), atol=2e-6)
 
 
 def test_rotary_angles_by_hand():
     # One row of two patches: centres at y = 0, x = -1/2 and +1/2. Head width 8: wavelengths 100^0 and 100^(4/8) = 10,
     # so x turns by 2 pi x: -+ pi and -+ pi/10, y by nothing. Corners in place of centres would give x = -1 and 0.
     config = DINOv3Config(width=8, hidden=1, depth=1, heads=1, registers=0)
-    cos, sin = rotary(1, 2, config)
-    assert cos.shape == sin.shape == (3, 1, 8)
-    angles = [0, 0, np.pi, np.pi / 10]
-    np.testing.assert_allclose(cos[2, 0], np.cos(angles * 2), atol=1e-6)
-    np.testing.assert_allclose(sin[2, 0], np.sin(angles * 2), atol=1e-6)
-    np.testing.assert_allclose(sin[1, 0], -np.sin(angles * 2), atol=1e-6)
+    wanted = np.array([0, 0, np.pi, np.pi / 10])
+    np.testing.assert_allclose(rotary(1, 2, config), [[np.zeros(4), -wanted, wanted]], atol=1e-6)
     # A quarter turn takes the pair (1, 0) to (0, 1); pairs lie half a head apart.
-    turned = rotate(jnp.array([1.0, 0, 0, 0]).reshape(1, 1, 1, 4), jnp.zeros((1, 1, 4)), jnp.ones((1, 1, 4)))
-    np.testing.assert_array_equal(turned.ravel(), [0, 0, 1, 0])
+    turned = rotate(jnp.array([1.0, 0, 0, 0]).reshape(1, 1, 1, 4), jnp.full((1, 1, 2), np.pi / 2))
+    np.testing.assert_allclose(turned.ravel(), [0, 0, 1, 0], atol=1e-7)
 
 
 def test_image_size_is_free_in_multiples_of_the_patch(tmp_path):

@@ -43,7 +43,6 @@ class Buckets:
 
     tokens: int = 64
     patches: int = 256
-    rows: int = 1
 
 
 class PromptBuilder:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax.models.attention import attention
-from uae_jax.models.layers import ACTIVATIONS, Linear, layer_norm, patches
+from uae_jax.models.layers import ACTIVATIONS, Linear, layer_norm, patches, rotate
 from uae_jax.models.runtime import Runtime, scan_layers
 from uae_jax.parallel.sharding import LogicalAxes, constrain
 
@@ -95,8 +95,8 @@ LOGICAL_AXES = LogicalAxes(
 )
 
 
-def rotary(height: int, width: int, config: DINOv3Config) -> tuple[Array, Array]:
-    """Cosines and sines of the rotary angles.
+def rotary(height: int, width: int, config: DINOv3Config) -> Array:
+    """The rotary angles.
 
     A patch is known by its centre, with the image's height and width both spanning [-1, 1]. The first half of a
     head's pairs turns with y, the second with x. Class token and registers have no place and do not turn.
@@ -106,7 +106,7 @@ def rotary(height: int, width: int, config: DINOv3Config) -> tuple[Array, Array]
       config: sizes.
 
     Returns:
-      f32[T, 1, K] each.
+      f32[1, T, K/2], in radians.
     """
     head = config.width // config.heads
     frequency = config.rope_theta ** -(jnp.arange(head // 4, dtype=jnp.float32) * 4 / head)  # [K/4]
@@ -114,15 +114,7 @@ def rotary(height: int, width: int, config: DINOv3Config) -> tuple[Array, Array]
     centre = jnp.stack(jnp.meshgrid(y, x, indexing="ij"), axis=-1).reshape(height * width, 2)
     angle = (2 * math.pi * centre[:, :, None] * frequency).reshape(height * width, head // 2)
     angle = jnp.concatenate([jnp.zeros((1 + config.registers, head // 2)), angle])  # [T, K/2]
-    angle = jnp.concatenate([angle, angle], axis=-1)[:, None]  # element k turns with k + K/2
-    return jnp.cos(angle), jnp.sin(angle)
-
-
-def rotate(x: Array, cos: Array, sin: Array) -> Array:
-    """Turns each pair (k, k + K/2) of x [B, T, N, K] by its angle; computed in float32, returned in the dtype of x."""
-    full = x.astype(jnp.float32)
-    first, second = jnp.split(full, 2, axis=-1)
-    return (full * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
+    return angle[None]
 
 
 class Attention(nn.Module):
@@ -132,13 +124,13 @@ class Attention(nn.Module):
     runtime: Runtime = Runtime()
 
     @nn.compact
-    def __call__(self, x: Array, cos: Array, sin: Array) -> Array:  # [B, T, D] -> [B, T, D]
+    def __call__(self, x: Array, angles: Array) -> Array:  # [B, T, D] -> [B, T, D]
         cfg, run = self.config, self.runtime
         features = (cfg.heads, cfg.width // cfg.heads)
         q = Linear(features, cfg.query_bias, run, name="q")(x)  # [B, T, N, K]
         k = Linear(features, cfg.key_bias, run, name="k")(x)
         v = Linear(features, cfg.value_bias, run, name="v")(x)
-        y = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, kernel=run.attention)
+        y = attention(rotate(q, angles), rotate(k, angles), v, kernel=run.attention)
         return Linear(cfg.width, cfg.out_bias, run, name="out")(y.reshape(x.shape))
 
 
@@ -165,13 +157,13 @@ class Layer(nn.Module):
     runtime: Runtime = Runtime()
 
     @nn.compact
-    def __call__(self, x: Array, cos: Array, sin: Array) -> tuple[Array, None]:
+    def __call__(self, x: Array, angles: Array) -> tuple[Array, None]:
         cfg, run = self.config, self.runtime
         constant = nn.initializers.constant(cfg.layer_scale)
         scale1 = self.param("scale1", constant, (cfg.width,), run.param_dtype).astype(run.dtype)
         scale2 = self.param("scale2", constant, (cfg.width,), run.param_dtype).astype(run.dtype)
         norm1, norm2 = (layer_norm(run, cfg.epsilon, name=name) for name in ("norm1", "norm2"))
-        x = x + scale1 * Attention(cfg, run, name="attn")(norm1(x), cos, sin)  # [B, T, D]
+        x = x + scale1 * Attention(cfg, run, name="attn")(norm1(x), angles)  # [B, T, D]
         x = x + scale2 * MLP(cfg, run, name="mlp")(norm2(x))
         x = constrain(x, "batch", "length", None)
         self.sow("intermediates", "hidden", x)
@@ -210,8 +202,8 @@ class DINOv3(nn.Module):
         prefix = jnp.concatenate([token[None], registers]).astype(run.dtype)  # [1 + R, D]
         x = jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape)), x], axis=1)  # [B, T, D]
         x = constrain(x, "batch", "length", None)
-        cos, sin = rotary(height, width, cfg)
-        x, _ = scan_layers(Layer, cfg.depth, run)(cfg, run, name="layers")(x, cos, sin)
+        angles = rotary(height, width, cfg)
+        x, _ = scan_layers(Layer, cfg.depth, run)(cfg, run, name="layers")(x, angles)
         x = layer_norm(run, cfg.epsilon, name="norm")(x)
         return x[:, 0], {"hidden": x}
 

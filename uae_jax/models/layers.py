@@ -87,6 +87,18 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def rotate(x: Array, angles: Array) -> Array:
+    """Turns the pairs (i, i + H/2) of every head by its angles, in float32 (rotary positions, arXiv 2104.09864).
+
+    Args:
+      x: [B, T, N, H], N heads of width H.
+      angles: f32[B, T, H/2] in radians; B may be 1.
+    """
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    one, two = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([one * cos - two * sin, two * cos + one * sin], axis=-1).astype(x.dtype)
+
+
 def patches(image: Array, size: int) -> Array:  # [B, H, W, C] -> [B, H/P, W/P, P*P*C]
     """Cuts an image into squares, row by row, each flattened as (row, column, channel).
 

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax.models.attention import attention
-from uae_jax.models.layers import Linear, rms_norm
+from uae_jax.models.layers import Linear, rms_norm, rotate
 from uae_jax.models.qwen2_5_vl.config import TextConfig
-from uae_jax.models.qwen2_5_vl.positions import rotary_frequencies, rotate
+from uae_jax.models.qwen2_5_vl.positions import rotary_frequencies
 from uae_jax.models.qwen2_5_vl.vision import GatedMLP
 from uae_jax.models.runtime import DType, Runtime, scan_layers
 from uae_jax.parallel.sharding import constrain

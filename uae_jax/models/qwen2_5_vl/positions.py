@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from uae_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, VisionConfig
@@ -202,18 +201,6 @@ def rotary_frequencies(width: int, theta: float) -> np.ndarray:
     """f32[width / 2]: radians per position of each pair of numbers."""
     exponent = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     return (1.0 / np.float32(theta) ** exponent).astype(np.float32)
-
-
-def rotate(x: Array, angles: Array) -> Array:
-    """Turns the pairs (i, i + H/2) of every head by its angles, in float32.
-
-    Args:
-      x: [B, T, N, H].
-      angles: f32[B, T, H/2] in radians.
-    """
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    one, two = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([one * cos - two * sin, two * cos + one * sin], axis=-1).astype(x.dtype)
 
 
 def _plan_row(

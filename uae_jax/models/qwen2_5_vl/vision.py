@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from uae_jax.models.attention import attention
-from uae_jax.models.layers import ACTIVATIONS, Linear, rms_norm
+from uae_jax.models.layers import ACTIVATIONS, Linear, rms_norm, rotate
 from uae_jax.models.qwen2_5_vl.config import VisionConfig
-from uae_jax.models.qwen2_5_vl.positions import ImagePatches, rotary_frequencies, rotate
+from uae_jax.models.qwen2_5_vl.positions import ImagePatches, rotary_frequencies
 from uae_jax.models.runtime import Runtime, scan_layers
 from uae_jax.parallel.sharding import constrain
 
