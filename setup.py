@@ -21,15 +21,25 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["uae_jax", "uae_jax.*"]),
+    package_data={"uae_jax": ["assets/**/*"]},  # the embedded tiny model
     install_requires=[
         "jax>=0.10.1",  # plain: the extras below choose the hardware
+        "absl-py>=2.1",
+        "array_record>=0.8",
+        "clu>=0.0.12",
+        "etils>=1.12",
         "flax>=0.12.6",
+        "grain>=0.2.15",
         "huggingface_hub>=1.32",
         "jinja2>=3.1",  # chat templates
+        "ml_collections>=1.0.0",
         "ml_dtypes>=0.5.0",
         "numpy>=2.0",
+        "optax>=0.2.6",
         "orbax-checkpoint>=0.12.0",
         "pillow>=11.0",
+        "tensorboardX>=2.6.2.2",
+        "tensorflow-datasets>=4.9.9",
         "tqdm>=4.66",
         "transformers>=5.20",  # tokenizers
     ],
@@ -46,7 +56,9 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.13",
+            "pyarrow>=18",  # Parquet, and folders of Hugging Face datasets: not needed for any other source
             "scikit-image>=0.25",  # photographs
+            "tensorboard>=2.20",  # reads events back
             "torch==2.13.0",
         ],
     },

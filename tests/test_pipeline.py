@@ -1,6 +1,5 @@
 """`UAE` against a composition of transformers, PEFT and diffusers on one published folder; batches, seeds, programs."""
 
-import contextlib
 import itertools
 import shutil
 
@@ -15,6 +14,7 @@ pytest.importorskip("skimage")
 from PIL import Image
 
 from tests import published
+from tests.compiling import compilations
 from tests.parity import assert_close
 from tests.photos import photographs
 from uae_jax import UAE, batching
@@ -329,22 +329,6 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(uae, monkeypatch, c
 
 
 # -- compiled programs
-
-
-@contextlib.contextmanager
-def compilations():
-    """A list that grows by one with every program that XLA compiles, loose operations included."""
-    names = []
-
-    def listen(event: str, _seconds: float, **kwargs) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(kwargs.get("fun_name", "?"))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield names
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def picture(rng, shortest=16, longest=400):

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import uae_jax
+from uae_jax.errors import RunError
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 
@@ -15,7 +16,10 @@ DTYPES = ("keep", "float32", "bfloat16", "float16")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    if rest and not hasattr(args, "overrides"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.overrides = rest
     if args.run is None:
         parser.print_help(sys.stderr)
         return 2
@@ -26,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (ValueError, OSError) as error:  # bad input or bad files, told in one line; anything else is a bug
         reason = " ".join(str(error).split())
+    except RunError as error:  # its lines may make a table
+        reason = str(error)
     except (MemoryError, RuntimeError) as error:  # on the host, or as JAX puts it
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
             raise
@@ -44,12 +50,34 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"uae_jax {uae_jax.__version__}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_train(commands)
     _add_caption(commands)
     _add_generate(commands)
     _add_reconstruct(commands)
     _add_convert(commands)
     _add_export(commands)
+    _add_data(commands)
     return parser
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="run the stage, or the stages, of a config",
+        description="Trains. The same command goes on where the last run stopped, exactly; SIGTERM saves and stops.",
+        epilog="example: uae train --config configs/tiny/autoencoder.py --workdir runs/vae --config.steps=2000",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a file with get_config(arg=None)")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics, pictures, the result")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
+    _add_overrides(parser)
+    parser.set_defaults(run=_train("train"))
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument_group("overrides", "--config.KEY=VALUE changes any setting, e.g. --config.seed=1")
+    parser.set_defaults(overrides=[])
 
 
 def _add_caption(commands: argparse._SubParsersAction) -> None:
@@ -71,7 +99,7 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
         "generate",
         help="paint prompts",
         description="Paints each prompt into DIR/00000.png, DIR/00001.png, ...",
-        epilog='example: uae generate "a red cube on a blue sphere" --output out --model ~/models/UAE --size 512',
+        epilog='example: uae generate "a red circle on a white background" --output out',
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("prompt", metavar="PROMPT", nargs="*", default=[], help="what to paint")
@@ -106,7 +134,8 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
         default=[],
         type=_named_path,
         metavar="NAME=DIR",
-        help="score likeness with this CLIP, DINOv2 or DINOv3 model; may be given more than once",
+        help="score likeness with this CLIP, DINOv2 or DINOv3 model; may be given more than once (default: those that "
+        "come with the model)",
     )
     parser.set_defaults(run=_command("reconstruct"))
 
@@ -117,7 +146,12 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", required=True, metavar="NAME|DIR", help="UAE checkpoint, published or native")
+    group.add_argument(
+        "--model",
+        default="tiny",
+        metavar="NAME|DIR",
+        help="UAE checkpoint, published or native (default: tiny, which comes with the package)",
+    )
     group.add_argument(
         "--processor", metavar="NAME|DIR", help="base model, where the checkpoint has no tokenizer of its own"
     )
@@ -133,32 +167,30 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def _add_captioning(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("captioning")
-    group.add_argument("--question", metavar="TEXT", help="what to ask (default: for a complete description)")
-    group.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="cut captions here (default: 512)")
-    group.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token (default: 0.7)")
-    group.add_argument("--top-k", type=int, default=0, metavar="N", help="draw from the N likeliest (default: 0, all)")
+    group.add_argument("--question", metavar="TEXT", help="what to ask (default: for a description)")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="cut captions here (default: 512; tiny: 192)")
+    group.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: 0.7; tiny: 0)")
+    group.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest (default: 0, all)")
     group.add_argument(
         "--repetition-penalty",
         type=float,
-        default=1.0,
         metavar="X",
         help="above 1 makes tokens seen before less likely (default: 1, off)",
     )
-    group.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling (default: 1, off)")
+    group.add_argument("--top-p", type=float, help="nucleus sampling (default: 1, off)")
 
 
 def _add_painting(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("painting")
     group.add_argument("--output", required=True, metavar="DIR", help="folder to write images into")
     group.add_argument("--force", action="store_true", help="overwrite images in it")
-    group.add_argument("--steps", type=int, default=40, metavar="N", help="of the sampler (default: 40)")
-    group.add_argument("--guidance", type=float, default=5.0, help="classifier-free; 1 is off (default: 5)")
-    group.add_argument("--size", default="1024", metavar="PX", help="side, or HEIGHTxWIDTH (default: 1024)")
-    group.add_argument("--negative", metavar="TEXT", help="what to move away from (default: the published model's)")
+    group.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: 40; tiny: 20)")
+    group.add_argument("--guidance", type=float, help="classifier-free; 1 is off (default: 5; tiny: 3)")
+    group.add_argument("--size", metavar="PX", help="side, or HEIGHTxWIDTH (default: the decoder's, 1024 at most)")
+    group.add_argument("--negative", metavar="TEXT", help="what to move away from (default: the model's)")
     group.add_argument(
         "--conditioning",
         choices=("current", "base"),
-        default="current",
         help="read the prompt with the encoder's adapter or without (default: current)",
     )
 
@@ -207,6 +239,81 @@ def _add_export(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_export)
 
 
+def _add_data(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("data", help="look at training data, or make some", description="Training data.")
+    parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_data_inspect(parts)
+    _add_data_caption(parts)
+    _add_data_encode(parts)
+
+
+def _add_data_inspect(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="what a source holds, and what is wrong with it",
+        description="Reads a source as training would: counts, sizes, caption lengths, bad records by kind. SOURCE is "
+        "a folder of images with .txt beside them; a .jsonl, .csv or .parquet table; WebDataset .tar shards or a "
+        "pattern of them; an .array_record file; a folder of Hugging Face datasets; tfds:NAME/SPLIT; or scenes, the "
+        "synthetic world.",
+        epilog="example: uae data inspect photos/ --output report",
+    )
+    parser.add_argument("source", metavar="SOURCE", help="path, pattern, tfds:NAME/SPLIT, or scenes")
+    parser.add_argument(
+        "--kind",
+        choices=("auto", "folder", "table", "webdataset", "arrayrecord", "tfds", "huggingface", "scenes"),
+        default="auto",
+        help="of source (default: auto, by looking)",
+    )
+    parser.add_argument(
+        "--image", default="image", metavar="COLUMN", help="of a table or data set; '' for none (default: image)"
+    )
+    parser.add_argument(
+        "--captions", nargs="+", default=[], metavar="FIELD", help="caption fields (default: all that are called so)"
+    )
+    parser.add_argument("--split", default="train", help="of a data set (default: train)")
+    parser.add_argument("--limit", type=int, metavar="N", help="look at N records, evenly spread (default: all)")
+    parser.add_argument("--output", metavar="DIR", help="write contact_sheet.html and inspection.json into it")
+    parser.add_argument("--cards", type=int, default=60, metavar="N", help="records on the sheet (default: 60)")
+    parser.add_argument("--force", action="store_true", help="overwrite them")
+    parser.add_argument("--model", metavar="NAME|DIR", help="count tokens, too, with this model's tokenizer")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_data_command("inspect"))
+
+
+def _add_data_caption(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "caption",
+        help="write captions of a folder of images",
+        description="Captions every image in DIR and below, and goes on where it stopped when run again. The result "
+        "is a source to train on.",
+        epilog="example: uae data caption photos/ --model ~/models/UAE",
+    )
+    parser.add_argument("folder", metavar="DIR", help="folder of images")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument("--output", metavar="FILE", help="JSON lines to write (default: DIR/captions.jsonl)")
+    target.add_argument("--txt", action="store_true", help="write a .txt beside each image instead")
+    _add_captioning(parser)
+    _add_model(parser)
+    parser.set_defaults(run=_data_command("caption"))
+
+
+def _add_data_encode(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "encode",
+        help="compute latents and hidden states once",
+        description="Sends the images of a `pretrain` config through its VAE and their captions through its encoder, "
+        "which that stage leaves as they are, and writes one ArrayRecord file to train on instead. Goes on where it "
+        "stopped when run again.",
+        epilog="example: uae data encode --config configs/tiny/decoder.py --output scenes.array_record",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="of one `pretrain` stage")
+    parser.add_argument("--output", required=True, metavar="FILE", help="ArrayRecord file to write")
+    parser.add_argument("--captions", type=int, default=1, metavar="N", help="drawn for each image (default: 1)")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time (default: 64)")
+    _add_overrides(parser)
+    parser.set_defaults(run=_train("encode"))
+
+
 # Commands import what they need when they run, so that `uae --help` answers at once.
 
 
@@ -215,6 +322,24 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
         from uae_jax import commands
 
         return getattr(commands, name)(args)
+
+    return run
+
+
+def _data_command(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        from uae_jax import data_commands
+
+        return getattr(data_commands, name)(args)
+
+    return run
+
+
+def _train(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        from uae_jax.training import command
+
+        return getattr(command, name)(args)
 
     return run
 

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import jax
 import tqdm
 from PIL import Image
 
 from uae_jax.data.images import SUFFIXES, ImageError, open_image
+from uae_jax.defaults import Defaults, given
 from uae_jax.engine import CaptionSettings, PaintSettings
 from uae_jax.pipeline import UAE
 from uae_jax.weights import checkpoint
@@ -29,8 +29,8 @@ WINDOW_PIXELS = 200_000_000  # and how large they may be together
 
 def caption(args: argparse.Namespace) -> int:
     """Prints a caption per image."""
-    files, settings = image_files(args.images), _caption_settings(args)
-    uae = load(args)
+    files, settings = image_files(args.images), caption_settings(args)
+    uae = load(args, scorers={})
     with Report("captioned", len(files)) as report:
         for first, window in _windows(files, report):
             images = [image for _, image in window]
@@ -43,10 +43,11 @@ def caption(args: argparse.Namespace) -> int:
 
 def generate(args: argparse.Namespace) -> int:
     """Writes an image per prompt."""
-    prompts, settings, output = read_prompts(args), _paint_settings(args), Path(args.output)
+    prompts, output = read_prompts(args), Path(args.output)
     targets = [output / f"{i:05d}.png" for i in range(len(prompts))]
     refuse_overwriting(targets, args.force)
-    uae = load(args)
+    settings = _paint_settings(args)
+    uae = load(args, scorers={})
     output.mkdir(parents=True, exist_ok=True)
     with Report("painted", len(prompts)) as report:
         for place, image in uae.iter_paintings(prompts, settings, seed=args.seed):
@@ -59,10 +60,10 @@ def generate(args: argparse.Namespace) -> int:
 def reconstruct(args: argparse.Namespace) -> int:
     """Writes a painting per image, and prints its caption and scores, one JSON line each."""
     files, output = image_files(args.images), Path(args.output)
-    writing, painting = _caption_settings(args), _paint_settings(args)
     targets = dict(zip(files, painting_files(files, output), strict=True))
     refuse_overwriting(targets.values(), args.force, inputs=files)
-    uae = load(args, scorers=dict(args.scorer))
+    writing, painting = caption_settings(args), _paint_settings(args)
+    uae = load(args, scorers=dict(args.scorer) or None)
     output.mkdir(parents=True, exist_ok=True)
     with Report("reconstructed", len(files)) as report:
         for first, window in _windows(files, report):
@@ -85,9 +86,7 @@ def reconstruct(args: argparse.Namespace) -> int:
 
 def load(args: argparse.Namespace, **settings) -> UAE:
     """Loads the model that the arguments name, with a progress bar."""
-    dtype = args.dtype
-    if dtype == "auto":  # a CPU computes in float32 as fast
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = None if args.dtype == "auto" else args.dtype
     folder = checkpoint.resolve(args.model)
     with reading_bar(folder) as progress:
         settings |= {"processor": args.processor, "memory_gb": args.memory_gb}
@@ -251,16 +250,35 @@ def _windows(files: list[Path], report: Report) -> Iterator[tuple[int, list[tupl
         yield first, window
 
 
-def _caption_settings(args: argparse.Namespace) -> CaptionSettings:
-    return CaptionSettings(
-        args.question, args.max_new_tokens, args.temperature, args.top_p, args.top_k, args.repetition_penalty
+def caption_settings(args: argparse.Namespace) -> CaptionSettings:
+    """The options of captioning, checked."""
+    values = dict(
+        prompt=args.question,
+        max_new_tokens=args.max_new_tokens,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        repetition_penalty=args.repetition_penalty,
     )
+    given(CaptionSettings(), **values)  # refuses what is out of range before a model is looked for
+    return given(Defaults.of(args.model).caption, **values)
 
 
 def _paint_settings(args: argparse.Namespace) -> PaintSettings:
-    height, _, width = args.size.partition("x")
+    values = dict(
+        steps=args.steps,
+        guidance=args.guidance,
+        size=None if args.size is None else _sides(args.size),
+        negative_prompt=args.negative,
+        conditioning=args.conditioning,
+    )
+    given(PaintSettings(), **values)
+    return given(Defaults.of(args.model).paint, **values)
+
+
+def _sides(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
     try:
-        size = (int(height), int(width or height))
+        return int(height), int(width or height)
     except ValueError:
-        raise ValueError(f"--size is {args.size!r}, wanted pixels of a side, or HEIGHTxWIDTH") from None
-    return PaintSettings(args.steps, args.guidance, size, args.negative, args.conditioning)
+        raise ValueError(f"--size is {text!r}, wanted pixels of a side, or HEIGHTxWIDTH") from None

@@ -27,6 +27,7 @@ from uae_jax.sampling.tokens import TokenSampling, token_sampling
 from uae_jax.weights.uae import Adapter, UAEWeights
 
 NEGATIVE_PROMPT = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."  # the published model's
+LARGEST = 1024  # side of a painting, pixels, unless a larger one is asked for
 ADAPTERS = ("current", "base")
 INTERFACES = ("text", "answer_hidden")
 
@@ -67,7 +68,7 @@ class PaintSettings:
 
     steps: int = 40
     guidance: float = 5.0
-    size: int | tuple[int, int] = 1024
+    size: int | tuple[int, int] | None = None
     negative_prompt: str | None = None
     conditioning: str = "current"
     sigma_compat: str = "diffusers"
@@ -76,11 +77,6 @@ class PaintSettings:
         if self.conditioning not in ADAPTERS:
             raise ValueError(f"conditioning is {self.conditioning!r}, wanted one of {', '.join(ADAPTERS)}")
         flow.sigmas(self.steps, sigma_compat=self.sigma_compat)  # refuses what is no setting
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
 
     @property
     def negative(self) -> str | None:
@@ -223,13 +219,20 @@ class Engine:
             )
         return np.asarray(pixels)
 
+    def sides(self, settings: PaintSettings) -> tuple[int, int]:
+        """Height and width in pixels; where nobody says, what the decoder was made for, and at most 1024."""
+        size = settings.size
+        if size is None:
+            size = min(self.decoder.config.sample_size * self.vae.config.downsampling, LARGEST)
+        return (size, size) if isinstance(size, int) else tuple(size)
+
     def latent_shape(self, settings: PaintSettings) -> Latent:
         """(h, w, Z) of an image's latents.
 
         Raises:
           ValueError: on a size that the decoder cannot paint.
         """
-        height, width = settings.sides
+        height, width = self.sides(settings)
         unit = self.vae.config.downsampling * self.decoder.config.patch_size
         most = self.decoder.config.pos_embed_max_size * unit
         for side in (height, width):

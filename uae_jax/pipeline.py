@@ -24,13 +24,14 @@ from uae_jax import batching
 from uae_jax.batching import ItemKeys
 from uae_jax.data.images import open_image
 from uae_jax.data.prompts import PromptBuilder, bucket
+from uae_jax.defaults import Defaults, given
 from uae_jax.engine import INTERFACES, Answers, CaptionSettings, Engine, PaintSettings, new_token_slots
 from uae_jax.models.runtime import Runtime
 from uae_jax.rewards.scorers import Scorer
 from uae_jax.weights import checkpoint, transfer, uae
 from uae_jax.weights.uae import UAEWeights
 
-MAX_PIXELS = 65_536  # of an image that the encoder reads; the published model's setting
+MAX_PIXELS = 65_536  # of an image that the encoder reads, unless its own limit is lower; the published model's setting
 
 
 @dataclasses.dataclass
@@ -62,6 +63,7 @@ class UAE:
         memory_gb: float = 8.0,
         attention: str = "auto",
         shift: float = 3.0,
+        defaults: Defaults = Defaults(),
     ):
         """Keeps what it is given; `from_pretrained` is the usual way in.
 
@@ -74,11 +76,13 @@ class UAE:
           memory_gb: what one batch may take beside the weights, all devices together; it bounds the batch size.
           attention: kernel, see `uae_jax.models.attention`.
           shift: of the noise schedule, see `uae_jax.sampling.flow.sigmas`.
+          defaults: settings of captions and paintings where a call gives none.
         """
         runtime = Runtime(dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype), attention=attention)
         self.engine = Engine(weights, prompts, runtime, mesh, shift)
         self.weights, self.prompts = weights, prompts
         self.scorers = scorers or {}
+        self.defaults = defaults
         self.memory = memory_gb * 1e9
 
     @classmethod
@@ -86,10 +90,10 @@ class UAE:
         cls,
         name_or_path: str | os.PathLike,
         *,
-        dtype: Any = "bfloat16",
+        dtype: Any = None,
         mesh: Mesh | None = None,
         scorers: dict[str, str | os.PathLike] | None = None,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int | None = None,
         pad_positions: str = "ones",
         processor: str | os.PathLike | None = None,
         progress: transfer.Progress | None = None,
@@ -98,11 +102,14 @@ class UAE:
         """Loads a UAE folder, published or native.
 
         Args:
-          name_or_path: local folder or Hugging Face repository name.
-          dtype: of the base parameters and of computation: "bfloat16", "float32" or "float16".
+          name_or_path: "tiny", the model that comes with the package; a local folder or Hugging Face repository name.
+          dtype: of the base parameters and of computation: "bfloat16", "float32" or "float16"; None: float32 on a CPU,
+            which computes in it as fast, bfloat16 elsewhere.
           mesh: parameters land in their shards on it; None puts them on the default device.
-          scorers: name -> folder of a CLIP, DINOv2 or DINOv3 model, for the scores of `reconstruct`.
-          max_pixels: area that an image is scaled down to before the encoder reads it.
+          scorers: name -> folder of a CLIP, DINOv2 or DINOv3 model, for the scores of `reconstruct`; None: those in
+            the folder `scorers` of the model, if it has one.
+          max_pixels: area that an image is scaled down to before the encoder reads it; None: 65536, or the model's own
+            limit where that is lower.
           pad_positions: "ones", "zeros" or "running": how padding that the decoder sees is numbered, which differs
             between versions of the published stack, see `uae_jax.models.qwen2_5_vl.positions.mrope_positions`.
           processor: folder or name of the base model, for tokenizer and image settings, where `llm_model` lacks them.
@@ -113,12 +120,19 @@ class UAE:
           WeightsError: if the folder is no UAE checkpoint, or anything in it does not fit.
           ValueError: if there is no tokenizer in it, and no `processor`.
         """
-        weights = uae.load(name_or_path, dtype=jnp.dtype(dtype), mesh=mesh, progress=progress)
-        with uae.files_on_disk(weights) as root:
-            folder = root / uae.LLM if processor is None else checkpoint.resolve(processor)
+        if dtype is None:
+            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        root = checkpoint.resolve(name_or_path)
+        if scorers is None:
+            scorers = {folder.name: folder for folder in sorted((root / uae.SCORERS).glob("*")) if folder.is_dir()}
+        weights = uae.load(root, dtype=jnp.dtype(dtype), mesh=mesh, progress=progress)
+        with uae.files_on_disk(weights) as files:
+            folder = files / uae.LLM if processor is None else checkpoint.resolve(processor)
             prompts = PromptBuilder.from_folder(folder, weights.encoder.config, max_pixels, pad_positions=pad_positions)
-        loaded = {name: Scorer.from_pretrained(path, mesh=mesh) for name, path in (scorers or {}).items()}
-        settings = {"shift": uae.scheduler_shift(weights)} | settings
+        if max_pixels is None and prompts.vision_inputs.max_pixels > MAX_PIXELS:
+            prompts.vision_inputs = dataclasses.replace(prompts.vision_inputs, max_pixels=MAX_PIXELS)
+        loaded = {name: Scorer.from_pretrained(path, mesh=mesh) for name, path in scorers.items()}
+        settings = {"shift": uae.scheduler_shift(weights), "defaults": Defaults.from_files(weights.files)} | settings
         return cls(weights, prompts, dtype=dtype, mesh=mesh, scorers=loaded, **settings)
 
     def save_pretrained(self, path: str | os.PathLike, *, force: bool = False) -> None:
@@ -130,19 +144,19 @@ class UAE:
         images: Any,
         prompt: str | None = None,
         *,
-        max_new_tokens: int = 512,
-        temperature: float = 0.7,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        repetition_penalty: float = 1.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
         seed: int = 0,
         first: int = 0,
     ) -> list[str]:
-        """Describes images.
+        """Describes images; a setting that is None is the model's own, see `uae_jax.defaults`.
 
         Args:
           images: one or a list of paths, PIL images or uint8 arrays [H, W, 3], of any sizes.
-          prompt: the question; None asks for a complete description.
+          prompt: the question; by default one for a complete description.
           max_new_tokens: at which a caption is cut off.
           temperature: 0 takes the likeliest token each time.
           top_p, top_k, repetition_penalty: see `uae_jax.sampling.tokens`.
@@ -156,31 +170,40 @@ class UAE:
           ImageError: if an image cannot be used, before anything is computed.
           ValueError: on a setting out of range.
         """
-        settings = CaptionSettings(prompt, max_new_tokens, temperature, top_p, top_k, repetition_penalty)
+        settings = given(
+            self.defaults.caption,
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+        )
         return _in_order(self.iter_captions(images, settings, seed=seed, first=first))
 
     def generate(
         self,
         prompts: str | Sequence[str],
         *,
-        steps: int = 40,
-        guidance: float = 5.0,
-        size: int | tuple[int, int] = 1024,
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: int | tuple[int, int] | None = None,
         negative_prompt: str | None = None,
         seed: int = 0,
         first: int = 0,
         latents: np.ndarray | None = None,
-        conditioning: str = "current",
-        sigma_compat: str = "diffusers",
+        conditioning: str | None = None,
+        sigma_compat: str | None = None,
     ) -> list[Image.Image]:
-        """Paints prompts.
+        """Paints prompts; a setting that is None is the model's own, see `uae_jax.defaults`.
 
         Args:
           prompts: one or a list of texts.
           steps: of the sampler.
           guidance: classifier-free guidance; 1 or less turns it off, which halves the work.
-          size: pixels of a side, or (height, width); multiples of 16 for SD3.
-          negative_prompt: what to move away from; None is the published model's.
+          size: pixels of a side, or (height, width); multiples of 16 for SD3. By default what the decoder was made
+            for, and at most 1024.
+          negative_prompt: what to move away from.
           seed: of the noise.
           first: see `caption`.
           latents: f32[B, Z, h, w], the noise itself, as diffusers takes it; replaces the seed.
@@ -193,7 +216,15 @@ class UAE:
         Raises:
           ValueError: on a size, or latents, that the decoder cannot paint, or a setting out of range.
         """
-        settings = PaintSettings(steps, guidance, size, negative_prompt, conditioning, sigma_compat)
+        settings = given(
+            self.defaults.paint,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            negative_prompt=negative_prompt,
+            conditioning=conditioning,
+            sigma_compat=sigma_compat,
+        )
         return _in_order(self.iter_paintings(prompts, settings, seed=seed, first=first, latents=latents))
 
     def reconstruct(
@@ -201,20 +232,20 @@ class UAE:
         images: Any,
         prompt: str | None = None,
         *,
-        max_new_tokens: int = 512,
-        temperature: float = 0.7,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        repetition_penalty: float = 1.0,
-        steps: int = 40,
-        guidance: float = 5.0,
-        size: int | tuple[int, int] = 1024,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        repetition_penalty: float | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        size: int | tuple[int, int] | None = None,
         negative_prompt: str | None = None,
         seed: int = 0,
         first: int = 0,
         interface: str = "text",
-        conditioning: str = "current",
-        sigma_compat: str = "diffusers",
+        conditioning: str | None = None,
+        sigma_compat: str | None = None,
     ) -> list[Reconstruction]:
         """Captions images, paints the captions, and scores how alike the two are.
 
@@ -224,29 +255,47 @@ class UAE:
           seed, first: of captions and noise; see `caption`.
           interface: "text" passes the caption alone; "answer_hidden" the encoder's states while it wrote.
         """
-        writing = CaptionSettings(prompt, max_new_tokens, temperature, top_p, top_k, repetition_penalty)
-        painting = PaintSettings(steps, guidance, size, negative_prompt, conditioning, sigma_compat)
+        writing = given(
+            self.defaults.caption,
+            prompt=prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+        )
+        painting = given(
+            self.defaults.paint,
+            steps=steps,
+            guidance=guidance,
+            size=size,
+            negative_prompt=negative_prompt,
+            conditioning=conditioning,
+            sigma_compat=sigma_compat,
+        )
         return _in_order(
             self.iter_reconstructions(images, writing, painting, interface=interface, seed=seed, first=first)
         )
 
     def iter_captions(
-        self, images: Any, settings: CaptionSettings = CaptionSettings(), *, seed: int = 0, first: int = 0
+        self, images: Any, settings: CaptionSettings | None = None, *, seed: int = 0, first: int = 0
     ) -> Iterator[tuple[int, str]]:
         """As `caption`, but yields (place, caption) as they are done, which is not in order."""
+        settings = settings or self.defaults.caption
         for places, answers in self._answer(_opened(images), settings, ItemKeys(seed, first)):
             yield from zip(places, answers.texts, strict=True)
 
     def iter_paintings(
         self,
         prompts: str | Sequence[str],
-        settings: PaintSettings = PaintSettings(),
+        settings: PaintSettings | None = None,
         *,
         seed: int = 0,
         first: int = 0,
         latents: np.ndarray | None = None,
     ) -> Iterator[tuple[int, Image.Image]]:
         """As `generate`, but yields (place, image) as they are done."""
+        settings = settings or self.defaults.paint
         texts, keys = batching.as_list(prompts), ItemKeys(seed, first)
         shape = self.engine.latent_shape(settings)
         if latents is not None:
@@ -266,8 +315,8 @@ class UAE:
     def iter_reconstructions(
         self,
         images: Any,
-        writing: CaptionSettings = CaptionSettings(),
-        painting: PaintSettings = PaintSettings(),
+        writing: CaptionSettings | None = None,
+        painting: PaintSettings | None = None,
         *,
         interface: str = "text",
         seed: int = 0,
@@ -276,6 +325,7 @@ class UAE:
         """As `reconstruct`, but yields (place, reconstruction) as they are done, which is not in order."""
         if interface not in INTERFACES:
             raise ValueError(f"interface is {interface!r}, wanted one of {', '.join(INTERFACES)}")
+        writing, painting = writing or self.defaults.caption, painting or self.defaults.paint
         shape, keys, pictures = self.engine.latent_shape(painting), ItemKeys(seed, first), _opened(images)
         for places, answers in self._answer(pictures, writing, keys):
             told = self.engine.reread(answers, painting) if interface == "answer_hidden" else None

@@ -2,72 +2,16 @@
 
 import io
 import resource
-import struct
 import warnings
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from tests.data.bad_images import REFUSED, TABLE, encoded, flipped, noise, png, png_header
 from uae_jax.data.images import ImageError, ImageLimits, open_image
 
 RED, BLUE = (250, 10, 10), (10, 10, 250)
-
-
-def noise(width=48, height=32, channels=3, seed=0):
-    """Pixels that do not compress, so that a cut or a flip hits pixel data."""
-    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
-
-
-def encoded(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def png(array=None):
-    return encoded(Image.fromarray(noise() if array is None else array), "PNG")
-
-
-def png_header(width, height):
-    """A PNG whose header claims a size, with hardly any data behind it."""
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-
-
-def flipped(data, at):
-    return data[:at] + bytes([data[at] ^ 0x10]) + data[at + 1 :]
-
-
-def float_tiff(bad):
-    array = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
-    array[3, 4] = bad
-    return encoded(Image.fromarray(array), "TIFF")
-
-
-REFUSED = {
-    "empty": ("empty", b""),
-    "html": ("unreadable", b"<!DOCTYPE html><html><body>404</body></html>"),
-    "svg": ("unreadable", b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"/>'),
-    "eps": ("unreadable", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n"),
-    "truncated png": ("corrupt", png()[:2000]),
-    "truncated jpeg": ("corrupt", encoded(Image.fromarray(noise()), "JPEG")[:700]),
-    "flipped byte of pixels": ("corrupt", flipped(png(), len(png()) // 2)),
-    "flipped byte of the checksum": ("corrupt", flipped(png(), len(png()) - 14)),
-    "nan tiff": ("nan", float_tiff(np.nan)),
-    "infinite tiff": ("nan", float_tiff(np.inf)),
-    "1x1": ("small", png(noise(1, 1))),
-    "15 pixels high": ("small", png(noise(32, 15))),
-    "2000:1": ("aspect", png(noise(32_000, 16))),
-    "bomb": ("bomb", png_header(50_000, 50_000)),
-    "bomb that Pillow only warns of": ("bomb", png_header(13_000, 13_000)),
-    "bomb that Pillow lets pass": ("bomb", png_header(8_001, 8_000)),
-}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -218,6 +162,44 @@ def test_arrays():
         with pytest.raises(ImageError, match="wanted uint8") as error:
             open_image(bad)
         assert error.value.kind == "array"
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_conversions_are_told(name):
+    kind, conversion, data = TABLE[name]
+    told = []
+    if kind is None:
+        open_image(data, note=told.append)
+    else:
+        with pytest.raises(ImageError) as error:
+            open_image(data, note=told.append)
+        assert error.value.kind == kind
+    assert told == ([] if conversion is None else [conversion])
+
+
+def test_what_loses_nothing_is_no_conversion():
+    told = []
+    for mode in ("RGB", "L", "P", "1"):
+        open_image(encoded(Image.fromarray(noise()).convert(mode), "PNG"), note=told.append)
+    still = Image.fromarray(noise()).convert("P")
+    open_image(encoded(still, "GIF"), note=told.append)  # one frame
+    assert told == []
+
+
+def test_a_transparent_colour_of_rgb_becomes_white():
+    # PNG's tRNS on an RGB image names one colour that is not there.
+    image = Image.new("RGB", (32, 32), RED)
+    image.paste(BLUE, (16, 0, 32, 32))
+    told = []
+    got = open_image(encoded(image, "PNG", transparency=RED), note=told.append)
+    assert (got.getpixel((0, 0)), got.getpixel((31, 0)), told) == ((255, 255, 255), BLUE, ["alpha"])
+
+
+def test_no_image_and_what_cannot_be_one():
+    for value, kind in ((None, "missing"), (3, "type"), (["a.png"], "type")):
+        with pytest.raises(ImageError) as error:
+            open_image(value)
+        assert error.value.kind == kind
 
 
 def test_limits_are_a_setting():

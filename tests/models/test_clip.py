@@ -13,6 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from tests.parity import assert_close, convert, randomise, relative_error
+from tests.sizes import small_clip
 from uae_jax.models import clip, lora
 from uae_jax.models.runtime import Runtime
 from uae_jax.parallel.mesh import make_mesh
@@ -209,7 +210,7 @@ def test_bfloat16_keeps_the_direction(tmp_path):
 
 
 def test_adapters_reach_every_linear_layer():
-    config = clip.tiny()
+    config = small_clip()
     params = jax.eval_shape(clip.CLIP(config).init, jax.random.key(0), *clip.example_inputs(config))["params"]
     layer = ["attn/k", "attn/out", "attn/q", "attn/v", "mlp/down", "mlp/up"]
     wanted = [f"{tower}/layers/{name}" for tower in ("text", "vision") for name in layer]
@@ -242,7 +243,7 @@ def test_text_beyond_the_position_table_is_refused():
 
 
 def test_sizes_that_do_not_fit_are_refused():
-    tiny = clip.tiny()
+    tiny = small_clip()
     with pytest.raises(ValueError, match="width is 30, wanted a multiple of the 4 heads"):
         dataclasses.replace(tiny.text, width=30, heads=4)
     with pytest.raises(ValueError, match=r"activation is 'relu', wanted one of gelu"):

@@ -22,6 +22,7 @@ from uae_jax.models.qwen2_5_vl import (
     mrope_positions,
     qwen2_5_vl_3b,
     qwen2_5_vl_7b,
+    small,
     tiny,
 )
 from uae_jax.models.runtime import Runtime
@@ -326,7 +327,7 @@ def test_full_size_forward_has_the_shapes_of_its_config():
     assert (aux["hidden"].shape, aux["hidden"].dtype) == ((1, batch[0].shape[1], 2048), jnp.bfloat16)
 
 
-@pytest.mark.parametrize("config", [qwen2_5_vl_3b(), qwen2_5_vl_7b(), tiny()])
+@pytest.mark.parametrize("config", [qwen2_5_vl_3b(), qwen2_5_vl_7b(), small(), tiny()])
 def test_every_parameter_has_axes_of_its_rank(config):
     abstract = ARCHITECTURE.abstract(config)
     axes = ARCHITECTURE.logical_axes.tree(abstract)

@@ -17,9 +17,10 @@ import numpy as np
 from flax import traverse_util
 
 from tests.parity import assert_close, convert, randomise, relative_error, to_numpy
+from tests.sizes import small_sd3
 from uae_jax.models import lora, sd3
 from uae_jax.models.runtime import Runtime
-from uae_jax.models.sd3 import ATTENTION_TARGETS, SD3Config, SD3Transformer, position_table
+from uae_jax.models.sd3 import ATTENTION_TARGETS, SD3Transformer, position_table
 from uae_jax.parallel import sharding
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.weights.sd3 import ARCHITECTURE
@@ -162,7 +163,7 @@ def test_fresh_table_is_that_of_diffusers_to_the_bit(width, side, sample):
         height=sample, width=sample, patch_size=2, in_channels=4, embed_dim=width, pos_embed_max_size=side
     )
     config = dataclasses.replace(
-        SD3Config.tiny(), num_heads=width // 4, head_dim=4, sample_size=sample, pos_embed_max_size=side
+        small_sd3(), num_heads=width // 4, head_dim=4, sample_size=sample, pos_embed_max_size=side
     )
     got = np.asarray(position_table(config)).reshape(1, side * side, width)
     np.testing.assert_array_equal(got, embed.pos_embed.numpy())
@@ -240,7 +241,7 @@ def test_gradients_reach_every_parameter_that_matters(dual_gradients):
 
 
 def test_rematerialisation_changes_no_gradient():
-    config = dataclasses.replace(SD3Config.tiny(), num_layers=2, dual_attention_layers=())
+    config = dataclasses.replace(small_sd3(), num_layers=2, dual_attention_layers=())
     params = random_params(config)
     rng = np.random.default_rng(1)
     args = [rng.standard_normal(s.shape, np.float32) for s in sd3.example_inputs(config)]
@@ -343,9 +344,7 @@ def test_bfloat16_runs_and_stays_near(dual):
 
 
 def test_eight_devices_give_what_one_gives():
-    config = dataclasses.replace(
-        SD3Config.tiny(), num_layers=2, num_heads=2, head_dim=16, context_dim=32, pooled_dim=32
-    )
+    config = dataclasses.replace(small_sd3(), num_layers=2, num_heads=2, head_dim=16, context_dim=32, pooled_dim=32)
     params = random_params(config)
     rng = np.random.default_rng(1)
     shapes = ((4, 8, 4, 16), (4,), (4, 6, 32), (4, 32))
@@ -366,7 +365,7 @@ def test_eight_devices_give_what_one_gives():
 
 def lowered(num_layers, dual_layers=()):
     """A training step's program (forward, backward, rematerialised) of a narrow model."""
-    config = dataclasses.replace(SD3Config.tiny(), num_layers=num_layers, dual_attention_layers=dual_layers)
+    config = dataclasses.replace(small_sd3(), num_layers=num_layers, dual_attention_layers=dual_layers)
     module = SD3Transformer(config, Runtime(remat="full"))
     f32 = jnp.float32
     args = [jax.ShapeDtypeStruct(shape, f32) for shape in ((1, 8, 8, 16), (1,), (1, 8, 64), (1, 64))]

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import re
 import shutil
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -181,61 +179,6 @@ def test_damaged_arrays_are_refused(saved, tmp_path):
     assert "damaged" in refusal(folder)
     shutil.rmtree(folder / "params")
     assert "no Orbax checkpoint" in refusal(folder)
-
-
-@dataclasses.dataclass(frozen=True)
-class Everything:
-    """Each kind of field that a config may have."""
-
-    number: int
-    rate: float = 0.5
-    flag: bool = False
-    name: str = "x"
-    maybe: int | None = 3
-    either: int | tuple[int, ...] = 1
-    pair: tuple[int, str] = (1, "a")
-    nested: tuple[tuple[int, ...], ...] = ((1, 2), ())
-    parts: tuple[toy.Scaling, ...] = ()
-    optional: toy.Scaling | None = None
-    mode: Literal["a", "b"] = "a"
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        Everything(1),
-        Everything(
-            2, 1e-6, True, "é", None, (1, 2), (3, "b"), ((), (4,)), (toy.Scaling(), toy.Scaling(1.0)), None, "b"
-        ),
-        Everything(3, rate=2, optional=toy.Scaling(gain=0.1)),
-        Everything(4, rate=0.1 + 0.2),  # JSON keeps all 17 digits
-    ],
-)
-def test_configs_survive_json(config):
-    plain = json.loads(json.dumps(dataclasses.asdict(config)))
-    again = config_from_plain(Everything, plain, "here")
-    assert again == config and type(again.rate) is float
-
-
-@pytest.mark.parametrize(
-    ("plain", "message"),
-    [
-        ({}, "here: lacks number"),
-        ([], "here: is [], wanted an object"),
-        ({"number": 1, "mode": "c"}, "here.mode: is 'c', wanted one of 'a', 'b'"),
-        ({"number": 1, "pair": [1]}, "here.pair: is [1], wanted a list like"),
-        ({"number": 1, "either": "x"}, "here.either: is 'x', wanted a list"),
-        ({"number": 1, "flag": 1}, "here.flag: is 1, wanted true or false"),
-        ({"number": 1, "name": None}, "here.name: is None, wanted a string"),
-        (
-            {"number": 1, "parts": [{"gian": 1.0}]},
-            "here.parts[0].gian: unknown; the nearest field of Scaling is 'gain'",
-        ),
-    ],
-)
-def test_wrong_configs_are_refused(plain, message):
-    with pytest.raises(WeightsError, match=re.escape(message)):
-        config_from_plain(Everything, plain, "here")
 
 
 @pytest.mark.parametrize("name", sorted(registry.ARCHITECTURES))

@@ -16,7 +16,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.models.qwen2_5_vl_cases import CONFIGS, IMAGE, SPECIAL, jit, original, prompts
 from tests.parity import assert_close
-from uae_jax.models.qwen2_5_vl import qwen2_5_vl_3b, qwen2_5_vl_7b, tiny
+from uae_jax.models.qwen2_5_vl import qwen2_5_vl_3b, qwen2_5_vl_7b, small, tiny
 from uae_jax.parallel import sharding
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.weights.checkpoint import open_checkpoint
@@ -111,7 +111,7 @@ def test_a_silent_config_means_what_transformers_takes_it_for(tmp_path):
     assert config_from_json(said).text.mrope_section == (16, 24, 24)
 
 
-@pytest.mark.parametrize("config", [qwen2_5_vl_3b(), qwen2_5_vl_7b(), tiny()])
+@pytest.mark.parametrize("config", [qwen2_5_vl_3b(), qwen2_5_vl_7b(), small(), tiny()])
 def test_written_config_reads_back_here_and_in_transformers(config):
     written = config_to_json(config)
     assert config_from_json(json.loads(json.dumps(written))) == config

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 
 from tests.models.test_sd3 import CASES, inputs, run_torch, torch_model
 from tests.parity import assert_close
+from tests.sizes import small_sd3
 from uae_jax.models.sd3 import SD3Config
 from uae_jax.parallel import sharding
 from uae_jax.parallel.mesh import make_mesh
@@ -141,7 +142,7 @@ def test_published_configs_are_read():
     assert (got.qk_norm, got.dual_attention_layers, got.out_channels) == (False, (), 16)
     # Nothing stated: diffusers' own defaults, 18 layers of 18 heads.
     assert config_from_json({}).num_layers == 18 and config_from_json({}).pos_embed_max_size == 96
-    for config in (*FULL_SIZES.values(), SD3Config.tiny(), got):
+    for config in (*FULL_SIZES.values(), SD3Config.small(), SD3Config.tiny(), small_sd3(), got):
         text = json.dumps(config_to_json(config))
         assert config_from_json(json.loads(text)) == config
 

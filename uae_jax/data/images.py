@@ -20,6 +20,7 @@ from PIL import Image, ImageFile, ImageOps
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # What is decoded at all, whatever a file is called. Pillow knows more, some of which starts other programs (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+Note = Callable[[str], None]  # takes the name of a conversion
 
 
 class ImageError(ValueError):
@@ -45,30 +46,36 @@ class ImageLimits:
     max_pixels: int = 64_000_000
 
 
-def open_image(source: Any, limits: ImageLimits = ImageLimits()) -> Image.Image:
+def open_image(source: Any, limits: ImageLimits = ImageLimits(), note: Note | None = None) -> Image.Image:
     """Opens a path, bytes, a PIL image or an array as an upright RGB image.
 
     Args:
       source: path, encoded bytes, `PIL.Image.Image`, or uint8 array [H, W], [H, W, 3] or [H, W, 4].
       limits: what is refused by size.
+      note: told of each conversion that loses something: "16-bit", "cmyk", "alpha", "animation".
 
     Raises:
       ImageError: in one line, naming the file where there is one.
     """
     if isinstance(source, np.ndarray) or (hasattr(source, "__array__") and not isinstance(source, Image.Image)):
-        return to_rgb(_from_array(np.asarray(source)), limits, "array")
+        return to_rgb(_from_array(np.asarray(source)), limits, "array", note)
     if isinstance(source, Image.Image):
         with _refusing("image"):
-            return to_rgb(source, limits, "image")
+            return to_rgb(source, limits, "image", note)
     if isinstance(source, bytes):
-        return _decode(lambda: io.BytesIO(source), limits, "bytes")
-    path = Path(os.fspath(source))
+        return _decode(lambda: io.BytesIO(source), limits, "bytes", note)
+    if source is None:
+        raise ImageError("missing", "no image")
+    try:
+        path = Path(os.fspath(source))
+    except TypeError:
+        raise ImageError("type", f"image is a {type(source).__name__}, wanted a path, bytes or pixels") from None
     if not path.is_file():
         raise ImageError("missing", f"{path}: no such file")
-    return _decode(lambda: open(path, "rb"), limits, str(path))
+    return _decode(lambda: open(path, "rb"), limits, str(path), note)
 
 
-def _decode(opened: Callable[[], BinaryIO], limits: ImageLimits, name: str) -> Image.Image:
+def _decode(opened: Callable[[], BinaryIO], limits: ImageLimits, name: str, note: Note | None) -> Image.Image:
     with _refusing(name), opened() as file, _strictly():
         if not file.read(1):
             raise ImageError("empty", f"{name}: empty file")
@@ -78,9 +85,19 @@ def _decode(opened: Callable[[], BinaryIO], limits: ImageLimits, name: str) -> I
             if image.format == "PNG":  # decoding skips the pixels' checksums
                 with opened() as again, Image.open(again, formats=["PNG"]) as copy:
                     copy.verify()
+            animated = _is_animated(image)
             image.seek(0)
             image.load()
-            return to_rgb(image, limits, name)
+            if animated and note is not None:
+                note("animation")
+            return to_rgb(image, limits, name, note)
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return getattr(image, "is_animated", False)
+    except Exception:  # something that is no frame follows the first
+        return True
 
 
 @contextlib.contextmanager
@@ -125,18 +142,26 @@ def check_size(size: tuple[int, int], limits: ImageLimits, name: str) -> None:
         raise ImageError("aspect", f"{name}: {shape}, wanted sides of at most {limits.max_aspect:g} to 1")
 
 
-def to_rgb(image: Image.Image, limits: ImageLimits = ImageLimits(), name: str = "image") -> Image.Image:
-    """Turns any PIL image upright and into 8-bit RGB."""
+def to_rgb(
+    image: Image.Image, limits: ImageLimits = ImageLimits(), name: str = "image", note: Note | None = None
+) -> Image.Image:
+    """Turns any PIL image upright and into 8-bit RGB; `note` as in `open_image`."""
+    note = note or (lambda conversion: None)
     check_size(image.size, limits, name)
     image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image.copy()
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_scale(np.asarray(image, np.float64), name)).convert("RGB")
+        scaled = _scale(np.asarray(image, np.float64), name)
+        note("16-bit")
+        return Image.fromarray(scaled).convert("RGB")
     if "A" in image.getbands() or "transparency" in image.info:
+        note("alpha")
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
+    if image.mode == "CMYK":
+        note("cmyk")
     return image.convert("RGB")
 
 

@@ -128,9 +128,16 @@ class PromptBuilder:
             [{"role": role, "content": content}], tokenize=False, add_generation_prompt=True
         )
         head, tail = rendered.split(_HOLE)
-        if not any(token in text for token in [*self.tokenizer.all_special_tokens, IMAGE_TOKEN]):
+        if not self._spells_special(text):
             return self._tokenise(head + text + tail)
-        return self._tokenise(head) + self._tokenise(text, split_special_tokens=True) + self._tokenise(tail)
+        return self._tokenise(head) + self.encode_text(text) + self._tokenise(tail)
+
+    def encode_text(self, text: str) -> list[int]:
+        """The tokens of a text by itself, as an answer has them; special tokens in it are plain text."""
+        return self._tokenise(text, split_special_tokens=True) if self._spells_special(text) else self._tokenise(text)
+
+    def _spells_special(self, text: str) -> bool:
+        return any(token in text for token in [*self.tokenizer.all_special_tokens, IMAGE_TOKEN])
 
     def _tokenise(self, text: str, **kwargs) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False, **kwargs)["input_ids"] if text else []

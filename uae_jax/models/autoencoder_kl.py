@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from uae_jax.models.attention import attention
+from uae_jax.models.convolution import conv_general_dilated
 from uae_jax.models.layers import Linear
 from uae_jax.models.runtime import REMAT_POLICIES, Runtime
 from uae_jax.parallel.sharding import LogicalAxes, constrain
@@ -69,13 +70,18 @@ class AutoencoderKLConfig:
         return cls()
 
     @classmethod
+    def small(cls) -> "AutoencoderKLConfig":
+        """SD3's, for images of 256 pixels, its latents not measured yet."""
+        return cls(sample_size=256, scaling_factor=1.0, shift_factor=0.0)
+
+    @classmethod
     def tiny(cls) -> "AutoencoderKLConfig":
-        """For two CPU cores: sides 4 times smaller, 4 latent channels."""
+        """For two CPU cores: 0.17 M parameters, sides 4 times smaller, 4 latent channels."""
         return cls(
             latent_channels=4,
-            block_out_channels=(16, 32, 32),
+            block_out_channels=(8, 16, 32),
             layers_per_block=1,
-            norm_num_groups=8,
+            norm_num_groups=4,
             scaling_factor=1.0,
             shift_factor=0.0,
             sample_size=64,
@@ -298,20 +304,39 @@ def _conv(
         dtype=runtime.dtype,
         param_dtype=runtime.param_dtype,
         precision=runtime.precision,
+        conv_general_dilated=conv_general_dilated,
         name=name,
     )
 
 
-def _norm(config: AutoencoderKLConfig, runtime: Runtime, name: str) -> nn.GroupNorm:
-    """GroupNorm over sides and the channels of a group; statistics in float32 by the two-pass formula."""
-    return nn.GroupNorm(
-        num_groups=config.norm_num_groups,
-        epsilon=_EPSILON,
-        use_fast_variance=False,
-        dtype=runtime.dtype,
-        param_dtype=runtime.param_dtype,
-        name=name,
-    )
+class GroupNorm(nn.Module):
+    """GroupNorm over sides and the channels of a group; statistics in float32 by the two-pass formula.
+
+    Sums run over the sides first and over a group's few channels last, which on CPUs is several times as fast as
+    reducing both at once.
+    """
+
+    groups: int
+    runtime: Runtime = Runtime()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:  # [B, H, W, C] -> [B, H, W, C]
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.runtime.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.runtime.param_dtype)
+        x = x.astype(jnp.float32)
+        x = x - self._over_groups(x)
+        factor = jax.lax.rsqrt(self._over_groups(x**2) + _EPSILON) * scale
+        return (x * factor + bias).astype(self.runtime.dtype)
+
+    def _over_groups(self, x: Array) -> Array:  # [B, H, W, C] -> [B, 1, 1, C], the mean of each channel's group
+        b, _, _, c = x.shape
+        means = x.mean((1, 2)).reshape(b, self.groups, c // self.groups).mean(-1)
+        return jnp.repeat(means, c // self.groups, axis=-1)[:, None, None]
+
+
+def _norm(config: AutoencoderKLConfig, runtime: Runtime, name: str) -> GroupNorm:
+    return GroupNorm(config.norm_num_groups, runtime, name=name)
 
 
 def _remat(block: type[nn.Module], runtime: Runtime) -> type[nn.Module]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax.models.attention import attention
-from uae_jax.models.layers import ACTIVATIONS, Linear, layer_norm, patches
+from uae_jax.models.layers import ACTIVATIONS, Linear, layer_norm, patches, residual_init
 from uae_jax.models.runtime import Runtime, scan_layers
 from uae_jax.parallel.sharding import LogicalAxes, constrain
 
@@ -125,10 +125,20 @@ def longclip_l14() -> CLIPConfig:
 
 
 def tiny() -> CLIPConfig:
-    """Small enough for tests and for a 2-core CPU."""
-    vision = CLIPVisionConfig(width=32, hidden=64, depth=2, heads=2, image_size=32, patch_size=8, projection=16)
-    text = CLIPTextConfig(width=32, hidden=64, depth=2, heads=2, vocab=512, positions=77, projection=16)
-    return CLIPConfig(vision, text, projection=16)
+    """For two CPU cores: 0.40 M parameters, images of 64 pixels, the tokenizer of `uae_jax.tiny`."""
+    vision = CLIPVisionConfig(width=64, hidden=256, depth=4, heads=4, image_size=64, patch_size=8, projection=64)
+    text = CLIPTextConfig(width=64, hidden=128, depth=3, heads=4, vocab=1152, eos_token_id=1151, projection=64)
+    return CLIPConfig(vision, text, projection=64)
+
+
+def tiny_longclip() -> CLIPConfig:
+    """`tiny` with LongCLIP's text positions."""
+    return CLIPConfig(tiny().vision, dataclasses.replace(tiny().text, positions=248), projection=64)
+
+
+def tiny_text_encoder() -> CLIPTextConfig:
+    """Stands where SD3's text encoders stand, which only give one constant vector; their words are never read."""
+    return CLIPTextConfig(width=32, hidden=64, depth=1, heads=1, vocab=64, positions=16, eos_token_id=63, projection=32)
 
 
 _TOWER = r"((vision|text)/)?"  # the same rules serve a tower alone and both together
@@ -165,7 +175,8 @@ class Attention(nn.Module):
         features = (cfg.heads, cfg.width // cfg.heads)
         q, k, v = (Linear(features, runtime=run, name=name)(x) for name in "qkv")  # [B, T, N, K]
         y = attention(q, k, v, causal=self.causal, kernel=run.attention)
-        return Linear(cfg.width, runtime=run, name="out")(y.reshape(x.shape))
+        out = Linear(cfg.width, runtime=run, kernel_init=residual_init(cfg.depth), name="out")
+        return out(y.reshape(x.shape))
 
 
 class MLP(nn.Module):
@@ -176,9 +187,10 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:  # [B, T, D] -> [B, T, D]
-        y = Linear(self.config.hidden, runtime=self.runtime, name="up")(x)  # [B, T, F]
-        y = ACTIVATIONS[self.config.activation](constrain(y, "batch", "length", "act_mlp"))
-        return Linear(self.config.width, runtime=self.runtime, name="down")(y)
+        cfg, run = self.config, self.runtime
+        y = Linear(cfg.hidden, runtime=run, name="up")(x)  # [B, T, F]
+        y = ACTIVATIONS[cfg.activation](constrain(y, "batch", "length", "act_mlp"))
+        return Linear(cfg.width, runtime=run, kernel_init=residual_init(cfg.depth), name="down")(y)
 
 
 class EncoderLayer(nn.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uae_jax.models.attention import attention
-from uae_jax.models.layers import ACTIVATIONS, Linear, layer_norm, patches
+from uae_jax.models.layers import ACTIVATIONS, Linear, layer_norm, patches, residual_init
 from uae_jax.models.runtime import Runtime, scan_layers
 from uae_jax.parallel.sharding import LogicalAxes, constrain
 
@@ -35,7 +35,7 @@ class DINOv2Config:
       layer_norm_eps: of every norm.
       qkv_bias: whether query, key and value have biases.
       hidden_act: a name in `uae_jax.models.layers.ACTIVATIONS`.
-      mask_token: whether the checkpoint has one; masking belongs to pre-training, so it is kept and never read.
+      mask_token: whether the checkpoint has one, which stands for hidden patches in pre-training.
       layer_scale: initial value of the per-channel scale of each branch.
     """
 
@@ -90,8 +90,8 @@ class DINOv2Config:
 
     @classmethod
     def tiny(cls) -> "DINOv2Config":
-        """For two CPU cores."""
-        return cls(image_size=64, patch_size=8, width=32, layers=2, heads=2)
+        """For two CPU cores: 0.18 M parameters, images of 64 pixels."""
+        return cls(image_size=64, patch_size=8, width=64, layers=4, heads=4, mlp_ratio=3)
 
 
 LOGICAL_AXES = LogicalAxes(
@@ -121,37 +121,42 @@ class DINOv2(nn.Module):
     runtime: Runtime = Runtime()
 
     @nn.compact
-    def __call__(self, images: Array) -> tuple[Array, dict[str, Array]]:
+    def __call__(self, images: Array, hidden: Array | None = None) -> tuple[Array, dict[str, Array]]:
         """Computes features of images.
 
         Args:
           images: f[B, H, W, 3] with the channels' mean and deviation already taken out; H and W multiples of P.
+          hidden: bool[B, N], patches that the mask token stands for; None hides none.
 
         Returns:
           features [B, D], and aux with "hidden" [B, T, D]: all tokens after the last norm, in the order class token,
           registers, patches row by row.
 
         Raises:
-          ValueError: if a side is not a multiple of P.
+          ValueError: if a side is not a multiple of P, or patches are hidden of a model without a mask token.
         """
         c, run = self.config, self.runtime
-        x = constrain(self._embed(images), "batch", "length", None)
+        x = constrain(self._embed(images, hidden), "batch", "length", None)
         self.sow("intermediates", "embeddings", x)
         x, _ = scan_layers(Layer, c.layers, run)(c, run, name="layers")(x)
         x = layer_norm(run, c.layer_norm_eps, name="norm")(x)
         return x[:, 0], {"hidden": x}
 
-    def _embed(self, images: Array) -> Array:  # [B, H, W, 3] -> [B, T, D]
+    def _embed(self, images: Array, hidden: Array | None) -> Array:  # [B, H, W, 3] -> [B, T, D]
         c, run = self.config, self.runtime
         token_init = nn.initializers.truncated_normal(0.02)
         x = Linear(c.width, runtime=run, name="patch_embed")(patches(images, c.patch_size))  # [B, h, w, D]
         b, h, w, _ = x.shape
         cls = self.param("cls_token", token_init, (1, 1, c.width), run.param_dtype)
         position = self.param("position", token_init, (1, 1 + c.grid**2, c.width), run.param_dtype)
+        x = x.reshape(b, h * w, c.width)
         if c.mask_token:
-            self.param("mask_token", nn.initializers.zeros, (1, c.width), run.param_dtype)
+            token = self.param("mask_token", nn.initializers.zeros, (1, c.width), run.param_dtype)
+            x = x if hidden is None else jnp.where(hidden[..., None], token.astype(run.dtype), x)
+        elif hidden is not None:
+            raise ValueError("patches are to be hidden, but the model has no mask token; take one with mask_token True")
         position = resize_positions(position, (h, w), antialias=c.registers is not None).astype(run.dtype)
-        x = x.reshape(b, h * w, c.width) + position[:, 1:]
+        x = x + position[:, 1:]
         tokens = [jnp.broadcast_to(cls.astype(run.dtype) + position[:, :1], (b, 1, c.width)), x]
         if c.registers is not None:
             shape = (1, c.registers, c.width)
@@ -195,7 +200,7 @@ class SelfAttention(nn.Module):
         heads = (*x.shape[:2], c.heads, c.width // c.heads)
         q, k, v = (Linear(c.width, c.qkv_bias, run, name=name)(x).reshape(heads) for name in "qkv")
         x = attention(q, k, v, kernel=run.attention).reshape(x.shape)
-        return Linear(c.width, runtime=run, name="o")(x)
+        return Linear(c.width, runtime=run, kernel_init=residual_init(c.layers), name="o")(x)
 
 
 class MLP(nn.Module):
@@ -213,7 +218,7 @@ class MLP(nn.Module):
         else:
             x = ACTIVATIONS[c.hidden_act](Linear(c.hidden, runtime=run, name="up")(x))
         x = constrain(x, "batch", "length", "act_mlp")
-        return Linear(c.width, runtime=run, name="down")(x)
+        return Linear(c.width, runtime=run, kernel_init=residual_init(c.layers), name="down")(x)
 
 
 def resize_positions(position: Array, size: tuple[int, int], *, antialias: bool) -> Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax.models.attention import attention
-from uae_jax.models.layers import ACTIVATIONS, Linear, layer_norm, patches, rotate
+from uae_jax.models.layers import ACTIVATIONS, Linear, layer_norm, patches, residual_init, rotate
 from uae_jax.models.runtime import Runtime, scan_layers
 from uae_jax.parallel.sharding import LogicalAxes, constrain
 
@@ -73,8 +73,8 @@ class DINOv3Config:
 
     @classmethod
     def tiny(cls) -> "DINOv3Config":
-        """Small enough for tests and for a 2-core CPU."""
-        return cls(width=32, hidden=64, depth=2, heads=2, patch_size=8, image_size=32)
+        """For two CPU cores: 0.18 M parameters, images of 64 pixels."""
+        return cls(width=64, hidden=192, depth=4, heads=4, patch_size=8, image_size=64)
 
 
 LOGICAL_AXES = LogicalAxes(
@@ -131,7 +131,8 @@ class Attention(nn.Module):
         k = Linear(features, cfg.key_bias, run, name="k")(x)
         v = Linear(features, cfg.value_bias, run, name="v")(x)
         y = attention(rotate(q, angles), rotate(k, angles), v, kernel=run.attention)
-        return Linear(cfg.width, cfg.out_bias, run, name="out")(y.reshape(x.shape))
+        out = Linear(cfg.width, cfg.out_bias, run, kernel_init=residual_init(cfg.depth), name="out")
+        return out(y.reshape(x.shape))
 
 
 class MLP(nn.Module):
@@ -147,7 +148,7 @@ class MLP(nn.Module):
         y = Linear(cfg.hidden, cfg.mlp_bias, run, name="up")(x)  # [B, T, F]
         y = constrain(y, "batch", "length", "act_mlp")
         y = act(Linear(cfg.hidden, cfg.mlp_bias, run, name="gate")(x)) * y if cfg.gated else act(y)
-        return Linear(cfg.width, cfg.mlp_bias, run, name="down")(y)
+        return Linear(cfg.width, cfg.mlp_bias, run, kernel_init=residual_init(cfg.depth), name="down")(y)
 
 
 class Layer(nn.Module):
@@ -177,11 +178,12 @@ class DINOv3(nn.Module):
     runtime: Runtime = Runtime()
 
     @nn.compact
-    def __call__(self, images: Array) -> tuple[Array, dict[str, Array]]:
+    def __call__(self, images: Array, hidden: Array | None = None) -> tuple[Array, dict[str, Array]]:
         """Describes images.
 
         Args:
           images: f[B, H, W, 3], normalised with ImageNet's mean and deviation; sides in multiples of `patch_size`.
+          hidden: bool[B, P], patches that the mask token stands for, as in pre-training; None hides none.
 
         Returns:
           f[B, D], the class token after the final norm, and "hidden" f[B, T, D], all tokens after it: class token,
@@ -197,8 +199,8 @@ class DINOv3(nn.Module):
         normal = nn.initializers.normal(0.02)
         token = self.param("class_token", normal, (cfg.width,), run.param_dtype)
         registers = self.param("registers", normal, (cfg.registers, cfg.width), run.param_dtype)
-        # Stands for hidden patches in pretraining. Unused here, but it is published, and so has to be written back.
-        self.param("mask_token", nn.initializers.zeros, (cfg.width,), run.param_dtype)
+        mask_token = self.param("mask_token", nn.initializers.zeros, (cfg.width,), run.param_dtype)
+        x = x if hidden is None else jnp.where(hidden[..., None], mask_token.astype(run.dtype), x)
         prefix = jnp.concatenate([token[None], registers]).astype(run.dtype)  # [1 + R, D]
         x = jnp.concatenate([jnp.broadcast_to(prefix, (batch, *prefix.shape)), x], axis=1)  # [B, T, D]
         x = constrain(x, "batch", "length", None)

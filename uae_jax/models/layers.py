@@ -61,6 +61,14 @@ class Linear(nn.Module):
         return y
 
 
+def residual_init(depth: int) -> Callable:
+    """Initialises what a branch adds to the residual stream: smaller by the root of the number of branches.
+
+    Two branches in each of `depth` layers then add up to about the variance of one layer's input (GPT-2's rule).
+    """
+    return nn.initializers.variance_scaling(0.5 / depth, "fan_in", "truncated_normal")
+
+
 def layer_norm(runtime: Runtime, epsilon: float, *, affine: bool = True, name: str | None = None) -> nn.LayerNorm:
     """LayerNorm over the last axis; statistics in float32 by the two-pass formula, output in `runtime.dtype`."""
     return nn.LayerNorm(

@@ -23,6 +23,16 @@ class ProjectorConfig:
     hidden: int = 8192
     out: int = 4096
 
+    @classmethod
+    def small(cls) -> "ProjectorConfig":
+        """Between the small encoder and the small decoder."""
+        return cls(width=1024, hidden=4096, out=1024)
+
+    @classmethod
+    def tiny(cls) -> "ProjectorConfig":
+        """Between the tiny encoder and the tiny decoder."""
+        return cls(width=128, hidden=256, out=128)
+
 
 LOGICAL_AXES = LogicalAxes(
     (r"up/kernel", ("embed", "mlp")),

@@ -56,13 +56,19 @@ def text_conditioning(
       prompts: texts under the role `generate`.
       lengths: i32[B], positions that the decoder sees; None: each text's own.
     """
+    hidden = text_hidden_states(encoder, variables, prompts)
+    context = projector.apply({"params": projector_params}, hidden)
+    return Conditioning(context, prompts.valid.astype(jnp.int32).sum(axis=1) if lengths is None else lengths)
+
+
+def text_hidden_states(encoder: Qwen2_5_VL, variables: Variables, prompts: Prompts) -> Array:
+    """The final hidden state at every position of the texts, padding included (it sees its text): [B, T, D]."""
     valid = prompts.valid.astype(jnp.int32)
     embeddings = encoder.apply(variables, prompts.tokens, method="embed")
     hidden, _ = encoder.apply(
         variables, embeddings, prompts.positions, (jnp.ones_like(valid), valid), method="hidden_states"
     )
-    context = projector.apply({"params": projector_params}, hidden)
-    return Conditioning(context, valid.sum(axis=1) if lengths is None else lengths)
+    return hidden
 
 
 def answer_conditioning(

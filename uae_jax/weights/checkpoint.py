@@ -31,27 +31,33 @@ MARKERS = {
     "model_index.json": ("_class_name",),
     "adapter_config.json": ("peft_type",),
 }
+EMBEDDED = Path(__file__).parent.parent / "assets"  # models that come with the package, by name
 _INDEX = ".safetensors.index.json"
 _DOWNLOADS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 def resolve(name_or_path: str | os.PathLike, *, subfolder: str = "", offline: bool = False) -> Path:
-    """Finds a checkpoint folder: a local path, else a repository of the Hugging Face hub through its cache.
+    """Finds a checkpoint folder: an embedded model, a local path, or a repository of the Hugging Face hub.
 
-    Only safetensors, JSON and tokenizer files are fetched. Without a network (or with `HF_HUB_OFFLINE=1`) the cache
-    alone serves.
+    "tiny" and "tiny/scorers/clip" are embedded, and win over a local folder of that name, which "./tiny" means.
+
+    The hub is reached through its cache. Only safetensors, JSON and tokenizer files are fetched. Without a network (or
+    with `HF_HUB_OFFLINE=1`) the cache alone serves.
 
     Args:
-      name_or_path: a local folder, or a repository name.
+      name_or_path: a name as above (a `Path` is always a local one).
       subfolder: the only part of the repository that is fetched; it is not part of the result.
       offline: never reach out.
 
     Raises:
       WeightsError: if there is neither; says what was tried.
     """
-    path = Path(name_or_path).expanduser()
+    embedded = isinstance(name_or_path, str) and name_or_path.split("/")[0] in embedded_names()
+    path = EMBEDDED / name_or_path if embedded else Path(name_or_path).expanduser()
     if path.exists():
         return path
+    if embedded:
+        raise WeightsError(f"{name_or_path}: not in the package; a local folder of that name is ./{name_or_path}")
     import huggingface_hub
 
     patterns = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in _DOWNLOADS]
@@ -64,6 +70,11 @@ def resolve(name_or_path: str | os.PathLike, *, subfolder: str = "", offline: bo
             f"download it with `hf download {name_or_path}` or give a local path"
         ) from None
     return Path(found)
+
+
+def embedded_names() -> tuple[str, ...]:
+    """The models that come with the package."""
+    return ("tiny",)
 
 
 def read_json(path: Path) -> dict:

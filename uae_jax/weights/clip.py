@@ -156,6 +156,7 @@ def _tower_to_json(config: TowerConfig) -> dict:
         own = {"image_size": config.image_size, "patch_size": config.patch_size, "num_channels": 3}
         return options | own | {"model_type": "clip_vision_model"}
     own = {"eos_token_id": config.eos_token_id, "max_position_embeddings": config.positions, "vocab_size": config.vocab}
+    own |= {"bos_token_id": config.vocab - 2}  # start and end of text are the last two
     return options | own | {"model_type": "clip_text_model"}
 
 

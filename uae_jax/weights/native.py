@@ -8,10 +8,7 @@ device reads its own shards and nothing is rearranged.
 """
 
 import dataclasses
-import difflib
 import os
-import types
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from uae_jax import plain
 from uae_jax.parallel import sharding
 from uae_jax.weights import checkpoint, registry
 from uae_jax.weights.architecture import Architecture, Pretrained
@@ -30,7 +28,6 @@ from uae_jax.weights.transfer import Progress, target_dtype
 
 FORMAT = 1
 _PARAMS = "params"
-_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 
 def save_native(model: Pretrained, folder: str | os.PathLike, *, force: bool = False) -> None:
@@ -145,68 +142,8 @@ def _first_line(error: Exception) -> str:
 
 
 def config_from_plain(kind: type, value: Any, where: str) -> Any:
-    """Rebuilds a dataclass of sizes from what JSON keeps of `dataclasses.asdict`.
-
-    Args:
-      kind: the dataclass; its fields may be numbers, strings, flags, tuples, other such dataclasses, or None.
-      value: a JSON value.
-      where: the place, for messages.
-
-    Raises:
-      WeightsError: on unknown fields, with the nearest known name, missing ones, and values of another type.
-    """
-    if not isinstance(value, dict):
-        raise WeightsError(f"{where}: is {value!r}, wanted an object")
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    for name in value:
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1, cutoff=0.0)
-            raise WeightsError(f"{where}.{name}: unknown; the nearest field of {kind.__name__} is {near[0]!r}")
-    hints = typing.get_type_hints(kind)
-    built = {name: _from_plain(hints[name], part, f"{where}.{name}") for name, part in value.items()}
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in built and field.default is field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise WeightsError(f"{where}: lacks {', '.join(missing)}")
+    """`plain.from_plain` for what stands in a checkpoint: raises `WeightsError` for whatever is wrong with it."""
     try:
-        return kind(**built)
-    except ValueError as error:  # sizes that do not go together
-        raise WeightsError(f"{where}: {error}") from None
-
-
-def _from_plain(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return config_from_plain(hint, value, where)
-    if origin in (typing.Union, types.UnionType):
-        return _from_union(args, value, where)
-    if origin is tuple:
-        if not isinstance(value, list) or (args[-1] is not Ellipsis and len(value) != len(args)):
-            raise WeightsError(f"{where}: is {value!r}, wanted a list like {hint}")
-        parts = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        pairs = enumerate(zip(parts, value, strict=True))
-        return tuple(_from_plain(part, item, f"{where}[{i}]") for i, (part, item) in pairs)
-    if origin is typing.Literal:
-        if value not in args:
-            raise WeightsError(f"{where}: is {value!r}, wanted one of {', '.join(map(repr, args))}")
-        return value
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise WeightsError(f"{where}: is {value!r}, wanted {_NAMES.get(hint, hint)}")
-    return value
-
-
-def _from_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in kinds:
-        return None
-    *others, last = [kind for kind in kinds if kind is not type(None)]
-    for kind in others:
-        try:
-            return _from_plain(kind, value, where)
-        except WeightsError:
-            continue
-    return _from_plain(last, value, where)
+        return plain.from_plain(kind, value, where)
+    except plain.ConfigError as error:
+        raise WeightsError(str(error)) from None

@@ -346,6 +346,12 @@ def save_adapter(
         checkpoint.write_checkpoint(temporary, WEIGHTS, shapes, arrays.__getitem__, max_shard_bytes=2**63)
 
 
+def adaptable_layers(architecture: Architecture, config: Any) -> list[str]:
+    """Module paths of the layers that PEFT can store an adapter of, sorted: linear ones, not convolutions."""
+    places = _places(architecture, config, architecture.abstract(config)).values()
+    return sorted({place.path for place in places if len(place.shape) == 2})
+
+
 def published_factors(adapter: Any, architecture: Architecture, config: Any) -> dict[str, dict[str, np.ndarray]]:
     """Lays an adapter tree out as PEFT has it.
 

@@ -6,6 +6,8 @@
     dit_lora/    a PEFT adapter of it
     SD3/         of a diffusers SD3.5 pipeline: vae, text_encoder, text_encoder_2, scheduler, tokenizers
 
+Ours may hold `inference.json` and `scorers/` as well, which the published one lacks.
+
 The published code loads `llm_lora` last and not strictly, so what it holds wins. Our native layout has a folder per
 part in place of these, and `uae.json`.
 """
@@ -32,6 +34,8 @@ from uae_jax.weights.safetensors import Tensor
 
 FORMAT = 1
 LLM, LLM_LORA, DIT, DIT_LORA, SD3 = "llm_model", "llm_lora", "dit", "dit_lora", "SD3"
+INFERENCE = "inference.json"  # settings that suit the model, see `uae_jax.defaults`
+SCORERS = "scorers"  # a folder of each scorer that belongs to the model
 PUBLISHED_ALPHA = 64.0  # of llm_lora, which states its rank by its shapes and alpha nowhere
 _SD3_PARTS = ("vae", "text_encoder", "text_encoder_2")
 _PARTS = ("encoder", "projector", "decoder", *_SD3_PARTS)
@@ -70,6 +74,14 @@ class UAEWeights:
     encoder_lora: Adapter | None = None
     decoder_lora: Adapter | None = None
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+
+def read_files(name_or_path: str | os.PathLike) -> dict[str, bytes]:
+    """Reads what a folder holds beside weights, see `UAEWeights.files`, without the weights."""
+    root = checkpoint.resolve(name_or_path)
+    if (root / UAE_NATIVE).is_file():
+        return _read_native_files(root)
+    return _read_files(root)
 
 
 def is_published(folder: Path) -> bool:
@@ -165,7 +177,7 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _read_files(root: Path) -> dict[str, bytes]:
     """Tokenizer, processor and scheduler files; not weights, nor configs that are written anew from the sizes."""
     folders = [LLM, *(f"{SD3}/{part}" for part in ("", "scheduler", "tokenizer", "tokenizer_2"))]
-    found = {}
+    found = {INFERENCE: (root / INFERENCE).read_bytes()} if (root / INFERENCE).is_file() else {}
     for folder in folders:
         for file in sorted((root / folder).glob("*")):
             ours = file.name == "config.json" or file.name.endswith(".safetensors.index.json")
@@ -184,12 +196,12 @@ def _load_native(root: Path, to: dict, place: dict) -> UAEWeights:
         for part in ("encoder", "decoder")
         if manifest.get(f"{part}_lora")
     }
-    files = {
-        str(file.relative_to(root / _FILES)): file.read_bytes()
-        for file in sorted((root / _FILES).rglob("*"))
-        if file.is_file()
-    }
-    return UAEWeights(**parts, **adapters, files=files)
+    return UAEWeights(**parts, **adapters, files=_read_native_files(root))
+
+
+def _read_native_files(root: Path) -> dict[str, bytes]:
+    files = (file for file in sorted((root / _FILES).rglob("*")) if file.is_file())
+    return {str(file.relative_to(root / _FILES)): file.read_bytes() for file in files}
 
 
 def save_native(weights: UAEWeights, folder: str | os.PathLike, *, force: bool = False) -> None:

@@ -6,6 +6,7 @@ from uae_jax.models.qwen2_5_vl.config import (
     VisionConfig,
     qwen2_5_vl_3b,
     qwen2_5_vl_7b,
+    small,
     tiny,
 )
 from uae_jax.models.qwen2_5_vl.language import KVCache, cache_mask, empty_cache
@@ -37,5 +38,6 @@ __all__ = [
     "plan_images",
     "qwen2_5_vl_3b",
     "qwen2_5_vl_7b",
+    "small",
     "tiny",
 ]

@@ -155,34 +155,63 @@ def qwen2_5_vl_7b() -> Qwen2_5_VLConfig:
     )
 
 
-def tiny() -> Qwen2_5_VLConfig:
-    """A size for two CPU cores: 32x32 pixels are 64 patches, 16 tokens, 4 windows. The last 8 tokens are special."""
-    return Qwen2_5_VLConfig(
+def small() -> Qwen2_5_VLConfig:
+    """0.2 B parameters, for one accelerator and from scratch, with the tokens of `tiny`."""
+    small_tokens = tiny()
+    return dataclasses.replace(
+        small_tokens,
         vision=VisionConfig(
-            depth=2,
-            width=64,
-            heads=2,
-            intermediate=128,
-            out_width=128,
-            patch_size=4,
-            window_size=16,
-            full_attention_layers=(1,),
+            depth=12, width=512, heads=8, intermediate=1408, out_width=1024, full_attention_layers=(2, 5, 8, 11)
         ),
         text=TextConfig(
-            vocab=512,
+            vocab=small_tokens.text.vocab,
+            width=1024,
+            depth=16,
+            heads=16,
+            kv_heads=4,
+            intermediate=2816,
+            rope_theta=10_000.0,
+            mrope_section=(8, 12, 12),
+            max_positions=8192,
+        ),
+    )
+
+
+def tiny() -> Qwen2_5_VLConfig:
+    """For two CPU cores: 1.6 M parameters; 64x64 pixels are 64 patches, 16 tokens, 4 windows.
+
+    The vision tower knows relative places only, so that where something stands is told by M-RoPE alone. With the
+    published section sizes and base, a head this narrow would turn columns by no more than a thousandth: so the
+    sections alternate, and the base is low. The tokens are those of the tokenizer of `uae_jax.tiny`, special ones last,
+    in the published order.
+    """
+    return Qwen2_5_VLConfig(
+        vision=VisionConfig(
+            depth=4,
+            width=96,
+            heads=3,
+            intermediate=192,
+            out_width=128,
+            patch_size=8,
+            window_size=32,
+            full_attention_layers=(1, 3),
+        ),
+        text=TextConfig(
+            vocab=1024,
             width=128,
-            depth=3,
+            depth=5,
             heads=4,
             kv_heads=2,
-            intermediate=256,
-            mrope_section=(4, 6, 6),
+            intermediate=320,
+            rope_theta=1000.0,
+            mrope_section=(1, 1, 1, 1, 1, 1, 4, 3, 3),
             max_positions=2048,
         ),
-        image_token_id=507,
-        video_token_id=508,
-        vision_start_token_id=509,
-        vision_end_token_id=510,
-        bos_token_id=504,
-        eos_token_id=505,
-        pad_token_id=504,
+        image_token_id=1014,
+        video_token_id=1015,
+        vision_start_token_id=1011,
+        vision_end_token_id=1012,
+        bos_token_id=1002,
+        eos_token_id=1004,
+        pad_token_id=1002,
     )

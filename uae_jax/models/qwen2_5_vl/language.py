@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from uae_jax.models.attention import attention
-from uae_jax.models.layers import Linear, rms_norm, rotate
+from uae_jax.models.layers import Linear, residual_init, rms_norm, rotate
 from uae_jax.models.qwen2_5_vl.config import TextConfig
 from uae_jax.models.qwen2_5_vl.positions import rotary_frequencies
 from uae_jax.models.qwen2_5_vl.vision import GatedMLP
@@ -113,7 +113,7 @@ class DecoderLayer(nn.Module):
     def __call__(self, x: Array, cache: Any, angles: Array, segment_ids: Segments, cache_index: Any, mask: Any):
         cfg, run = self.config, self.runtime
         attn = SelfAttention(cfg, run, name="attn")
-        mlp = GatedMLP(cfg.intermediate, cfg.activation, use_bias=False, runtime=run, name="mlp")
+        mlp = GatedMLP(cfg.intermediate, cfg.activation, False, run, residual_init(cfg.depth), name="mlp")
         normed = rms_norm(run, cfg.epsilon, name="attn_norm")(x)
         out, cache = attn(normed, angles, segment_ids, cache, cache_index, mask)
         x = x + out
@@ -172,7 +172,8 @@ class SelfAttention(nn.Module):
             keys, values = (slots.astype(q.dtype) for slots in cache)
             out = attention(q, keys, values, mask=mask, kernel=run.attention)
         out = out.reshape(*x.shape[:2], cfg.heads * cfg.head_width)
-        return Linear(cfg.width, use_bias=False, runtime=run, name="o")(out), cache
+        last = Linear(cfg.width, use_bias=False, runtime=run, kernel_init=residual_init(cfg.depth), name="o")
+        return last(out), cache
 
 
 def mrope_angles(positions: Array, config: TextConfig) -> Array:

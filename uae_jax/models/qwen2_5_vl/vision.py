@@ -6,13 +6,15 @@ processor's order throughout; a window layer gathers queries, keys and values in
 Letters: B batch, P patches, M merged tokens, W windows, S patches of a window, D width, N heads, H head width.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from uae_jax.models.attention import attention
-from uae_jax.models.layers import ACTIVATIONS, Linear, rms_norm, rotate
+from uae_jax.models.layers import ACTIVATIONS, Linear, residual_init, rms_norm, rotate
 from uae_jax.models.qwen2_5_vl.config import VisionConfig
 from uae_jax.models.qwen2_5_vl.positions import ImagePatches, rotary_frequencies
 from uae_jax.models.runtime import Runtime, scan_layers
@@ -55,7 +57,7 @@ class VisionLayer(nn.Module):
     def __call__(self, x: Array, is_full: Array, angles: Array, images: ImagePatches) -> tuple[Array, None]:
         cfg, run = self.config, self.runtime
         attn = VisionAttention(cfg, run, name="attn")
-        mlp = GatedMLP(cfg.intermediate, cfg.activation, use_bias=True, runtime=run, name="mlp")
+        mlp = GatedMLP(cfg.intermediate, cfg.activation, True, run, residual_init(cfg.depth), name="mlp")
         x = x + attn(rms_norm(run, _EPSILON, name="attn_norm")(x), is_full, angles, images)
         x = x + mlp(rms_norm(run, _EPSILON, name="mlp_norm")(x))
         x = constrain(x, "batch", "length", None)
@@ -84,7 +86,8 @@ class VisionAttention(nn.Module):
             return window_attention(q, k, v, images, run.attention)
 
         out = jax.lax.cond(is_full, full, windowed, q, k, v)
-        return Linear(cfg.width, runtime=run, name="proj")(out.reshape(x.shape))
+        last = Linear(cfg.width, runtime=run, kernel_init=residual_init(cfg.depth), name="proj")
+        return last(out.reshape(x.shape))
 
 
 def window_attention(q: Array, k: Array, v: Array, images: ImagePatches, kernel: str) -> Array:
@@ -131,16 +134,17 @@ class PatchMerger(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(act(gate(x)) * up(x))."""
+    """down(act(gate(x)) * up(x)); `down_init` initialises the last kernel."""
 
     intermediate: int
     activation: str
     use_bias: bool
     runtime: Runtime
+    down_init: Callable
 
     @nn.compact
     def __call__(self, x: Array) -> Array:  # [B, T, D] -> [B, T, D]
         gate = Linear(self.intermediate, self.use_bias, self.runtime, name="gate")(x)
         up = Linear(self.intermediate, self.use_bias, self.runtime, name="up")(x)
         hidden = constrain(ACTIVATIONS[self.activation](gate) * up, "batch", "length", "act_mlp")
-        return Linear(x.shape[-1], self.use_bias, self.runtime, name="down")(hidden)
+        return Linear(x.shape[-1], self.use_bias, self.runtime, self.down_init, name="down")(hidden)

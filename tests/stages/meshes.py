@@ -1,0 +1,42 @@
+"""Whether a stage's step is the same whatever the mesh: on one device, and split over eight in three ways."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from uae_jax.batching import place
+from uae_jax.parallel import sharding
+from uae_jax.parallel.mesh import make_mesh
+
+SPLITS = {"data": {"data": 8}, "fsdp": {"fsdp": 8}, "tensor": {"data": 2, "fsdp": 2, "tensor": 2}}
+
+
+def one_device() -> Any:
+    return make_mesh(devices=jax.devices()[:1])
+
+
+def gradients(stage: Any, mesh: Any, batch: Any, seed: int = 0, start: Any = None) -> tuple[Any, Any, Any]:
+    """(loss, aux, gradient) of a freshly loaded stage on a mesh, on the host.
+
+    Args:
+      start: (params, state) to use in place of those that loading gives.
+    """
+    parts = stage.load(mesh)
+    params, state = (parts.params, parts.state) if start is None else start
+    params = jax.device_put(params, sharding.shardings(params, parts.params_axes, mesh))
+    if parts.state_axes is not None:
+        state = jax.device_put(state, sharding.shardings(state, parts.state_axes, mesh))
+    placed = jax.tree.map(lambda leaf: place(leaf, mesh), batch)
+    step = jax.jit(jax.value_and_grad(stage.loss, has_aux=True))
+    with jax.set_mesh(mesh):
+        (loss, aux), grads = step(params, state, parts.frozen, placed, jax.random.key(seed))
+    return jax.tree.map(np.asarray, (loss, aux, grads))
+
+
+def relative(got: Any, wanted: Any) -> float:
+    """||got - wanted|| / ||wanted|| over whole trees, in float64."""
+    pairs = list(zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True))
+    assert pairs
+    difference = sum(np.square(np.float64(a) - np.float64(b)).sum() for a, b in pairs)
+    return float(np.sqrt(difference / sum(np.square(np.float64(b)).sum() for _, b in pairs)))

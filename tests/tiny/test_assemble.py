@@ -1,0 +1,124 @@
+"""Trained parts become one folder in the published layout, complete, small and accounted for."""
+
+import json
+import shutil
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tests.tiny.models import write_runs
+from uae_jax.tiny import assemble
+from uae_jax.weights import checkpoint, safetensors, uae
+from uae_jax.weights.pretrained import load_pretrained
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Runs of random models; not to be changed."""
+    return write_runs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def assembled(runs, tmp_path_factory):
+    record(runs["encoder"], "caption_sft", "new:tiny", evaluation=0.25)
+    output = tmp_path_factory.mktemp("out") / "tiny"
+    assemble.assemble(runs, output)
+    return output
+
+
+def record(folder, stage, model, evaluation):
+    config = {"stage": stage, "settings": {"model": model}, "steps": 700, "batch_size": 32, "seed": 5}
+    (folder / "config.json").write_text(json.dumps(config | {"optimiser": {"learning_rate": 0.001}}))
+    rows = [{"step": 1, "time": 100.0}, {"step": 350, "time": 400.0}]
+    rows += [{"step": 351, "time": 90_000.0}, {"step": 700, "time": 90_300.0, "evaluation/loss": evaluation}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_each_part_comes_from_its_run_in_bfloat16(runs, assembled):
+    weights = uae.load(assembled)
+    encoder, decoder = (uae.load(runs[part] / "model") for part in ("encoder", "decoder"))
+    pairs = [
+        (weights.encoder, encoder.encoder),
+        (weights.projector, decoder.projector),
+        (weights.decoder, decoder.decoder),
+        (weights.vae, load_pretrained(runs["vae"] / "model")),
+    ]
+    pairs += [
+        (load_pretrained(assembled / "scorers" / part), load_pretrained(runs[part] / "model"))
+        for part in assemble.SCORERS
+    ]
+    for got, wanted in pairs:
+        for one, other in zip(leaves(got), leaves(wanted), strict=True):
+            assert one.dtype == ml_dtypes.bfloat16
+            np.testing.assert_array_equal(one, other.astype(ml_dtypes.bfloat16))
+
+
+def leaves(model):
+    import jax
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(model.params)]
+
+
+def test_the_folder_holds_all_that_it_needs_and_no_more_than_twelve_megabytes(assembled):
+    for name in ("inference.json", "llm_model/tokenizer.json", "SD3/scheduler/scheduler_config.json", "MODEL_CARD.md"):
+        assert (assembled / name).is_file(), name
+    for part in assemble.SCORERS:
+        assert (assembled / "scorers" / part / "preprocessor_config.json").is_file()
+    assert 10e6 < assemble.size_of(assembled) <= assemble.LIMIT_BYTES
+    assert f"{assemble.size_of(assembled) / 1000:9.1f} KB  in all" in assemble.table(assembled)
+    assert "scorers/dinov3" in assemble.table(assembled)
+
+
+def test_the_card_tells_how_a_part_was_made(assembled):
+    card = (assembled / "MODEL_CARD.md").read_text()
+    # 300 s before the pause and 300 s after it.
+    assert (
+        "- stage `caption_sft`, from `new:tiny`: 700 steps of 32 examples, learning rate 0.001, seed 5, 10 min" in card
+    )
+    assert "on held-out scenes: loss 0.25" in card
+    assert card.count("No record of a run.") == 6
+    assert "| encoder | 1,600,864 |" in card
+
+
+def test_a_missing_part_is_refused(runs, tmp_path):
+    some = {part: run for part, run in runs.items() if part != "vae"}
+    with pytest.raises(ValueError, match="parts vae are missing"):
+        assemble.assemble(some, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_tokenizer_is_refused(runs, tmp_path):
+    shutil.copytree(runs["clip"], tmp_path / "clip")
+    (tmp_path / "clip/model/tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"clip/model/tokenizer.json is not what .* writes; train again"):
+        assemble.assemble(runs | {"clip": tmp_path / "clip"}, tmp_path / "out")
+
+
+def test_another_size_is_refused_and_what_is_there_stays(runs, tmp_path):
+    (tmp_path / "llm_model").mkdir()
+    (tmp_path / "llm_model/config.json").write_text('{"architectures": ["x"]}')
+    with pytest.raises(ValueError, match=r"dinov2 is DINOv3ViTModel of .*, wanted Dinov2Model of"):
+        assemble.assemble(runs | {"dinov2": runs["dinov3"]}, tmp_path)
+    assert (tmp_path / "llm_model/config.json").read_text() == '{"architectures": ["x"]}'
+
+
+def test_names_in_the_package_are_found_and_local_folders_told_apart(tmp_path, monkeypatch):
+    (tmp_path / "tiny").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint.resolve("tiny") == checkpoint.EMBEDDED / "tiny"
+    assert checkpoint.resolve("./tiny").samefile(tmp_path / "tiny")
+    assert (checkpoint.resolve("tiny/scorers/clip") / "tokenizer.json").is_file()
+    with pytest.raises(Exception, match=r"tiny/clip: not in the package; a local folder of that name is ./tiny/clip"):
+        checkpoint.resolve("tiny/clip")
+
+
+@pytest.mark.skipif(
+    not (checkpoint.EMBEDDED / "tiny/llm_model/model.safetensors").is_file(), reason="no trained weights yet"
+)
+def test_the_shipped_model_is_complete_and_small():
+    folder = checkpoint.resolve("tiny")
+    assert assemble.size_of(folder) <= assemble.LIMIT_BYTES
+    files = sorted(folder.rglob("*.safetensors"))
+    assert len(files) == 9  # encoder with projector, decoder, VAE, two text encoders, four scorers
+    assert all(t.dtype == ml_dtypes.bfloat16 for file in files for t in safetensors.open_file(file).values())

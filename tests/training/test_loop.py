@@ -1,0 +1,200 @@
+"""The loop, around a stage that takes no time."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import jax
+import pytest
+
+from tests.compiling import compilations
+from tests.training import toy
+from uae_jax.data.config import DataConfig, ScenesConfig, SourceConfig
+from uae_jax.errors import RunError
+from uae_jax.stages import registry
+from uae_jax.training import loop
+from uae_jax.training.config import EMAConfig, Experiment, MeshConfig, OptimiserConfig
+from uae_jax.training.metrics import read_history
+
+
+@pytest.fixture(autouse=True)
+def toy_stage(monkeypatch):
+    monkeypatch.setattr(registry, "find", lambda name: toy.Toy)
+
+
+def data(seed=0, **changes):
+    scenes = SourceConfig(kind="scenes", scenes=ScenesConfig(count=64, seed=seed, size=16, levels=()))
+    return DataConfig(sources=(scenes,), resolution=16, with_captions=False, **changes)
+
+
+def experiment(**changes):
+    base = Experiment(
+        stage="toy",
+        settings=toy.Settings(noise=0.1),
+        data=data(),
+        validation=data(seed=1, shuffle=False),
+        optimiser=OptimiserConfig(learning_rate=0.05, warmup=2),
+        ema=EMAConfig(0.9),
+        steps=12,
+        batch_size=8,
+        log_every=3,
+        evaluate_every=6,
+        evaluation_batches=2,
+        checkpoint_every=4,
+    )
+    return dataclasses.replace(base, **changes)
+
+
+def result(folder):
+    return json.loads((folder / "toy.json").read_text())
+
+
+def history(folder):
+    """Lines without what differs from run to run."""
+    timed = ("time", "steps_per_second", "waited_for_data")
+    return [{name: value for name, value in line.items() if name not in timed} for line in read_history(folder)]
+
+
+def stop_after(monkeypatch, step):
+    """Sends this process SIGTERM while it is at a step."""
+    original = loop.Progress.step
+
+    def step_and_signal(self, number):
+        original(self, number)
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(loop.Progress, "step", step_and_signal)
+
+
+def test_a_run_leaves_its_result_metrics_and_pictures(tmp_path, capsys):
+    folder = loop.train(experiment(), tmp_path)
+    assert folder == tmp_path / "model"
+    assert result(folder)["seen"] == 12 * 8
+    lines = history(tmp_path)
+    trained = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in trained] == [3, 4, 6, 8, 9, 12]  # every third, and with every checkpoint
+    assert trained[-1]["loss"] < trained[0]["loss"]
+    assert [line["step"] for line in lines if "evaluation/loss" in line] == [6, 12]
+    assert sorted(path.name for path in (tmp_path / "pictures" / "guesses").iterdir()) == [
+        "00000006.png",
+        "00000012.png",
+    ]
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000008", "00000012"]
+    out, err = capsys.readouterr()
+    assert out == "" and "step 12" in err
+
+
+def test_stopped_and_resumed_is_as_never_stopped(tmp_path, monkeypatch):
+    loop.train(experiment(), tmp_path / "whole")
+    for step in (2, 5, 9):
+        with monkeypatch.context() as patch:
+            stop_after(patch, step)
+            with pytest.raises(loop.Stopped, match=f"step {step}"):
+                loop.train(experiment(), tmp_path / "parts")
+    loop.train(experiment(), tmp_path / "parts")
+    assert result(tmp_path / "parts/model") == result(tmp_path / "whole/model")
+    losses = [
+        {line["step"]: line["evaluation/loss"] for line in history(tmp_path / name) if "evaluation/loss" in line}
+        for name in ("whole", "parts")
+    ]
+    assert losses[0] == losses[1]
+    steps = [line["step"] for line in history(tmp_path / "parts") if "loss" in line]
+    assert len(steps) == len(set(steps))
+
+
+def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
+    loop.train(experiment(), tmp_path)
+    before = (tmp_path / "model/toy.json").stat().st_mtime_ns
+    monkeypatch.setattr(loop.Run, "_steps", None)
+    loop.train(experiment(), tmp_path)
+    assert (tmp_path / "model/toy.json").stat().st_mtime_ns == before
+
+
+def test_a_run_can_be_made_longer(tmp_path):
+    loop.train(experiment(optimiser=OptimiserConfig(schedule="constant", warmup=2)), tmp_path)
+    longer = experiment(optimiser=OptimiserConfig(schedule="constant", warmup=2), steps=15)
+    loop.train(longer, tmp_path)
+    assert result(tmp_path / "model")["seen"] == 15 * 8
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    loop.train(experiment(steps=3), tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(ValueError, match=r"optimiser.learning_rate: 0.05 -> 0.5"):
+        loop.train(experiment(steps=3, optimiser=OptimiserConfig(learning_rate=0.5, warmup=2)), tmp_path)
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_ten_bad_steps_in_a_row_end_the_run_and_name_the_samples(tmp_path, capsys):
+    # 64 scenes, 8 a step, none fit: steps 1 to 4 are bad, read at step 3 and, with the checkpoint, at 4.
+    bad = experiment(settings=toy.Settings(poison=0), max_nonfinite=4)
+    with pytest.raises(RunError, match=r"scenes:0:\d+"):
+        loop.train(bad, tmp_path)
+    assert not (tmp_path / "model").exists()
+    assert not list((tmp_path / "checkpoints").glob("0*"))
+
+
+def test_a_bad_sample_now_and_then_is_counted_and_named(tmp_path, capsys):
+    loop.train(experiment(settings=toy.Settings(poison=62)), tmp_path)  # 62 and 63: once in eight steps each
+    trained = [line for line in history(tmp_path) if "loss" in line]
+    assert 2 <= trained[-1]["nonfinite_steps"] <= 4
+    assert "scenes:0:62" in capsys.readouterr().err
+    assert all(value == value for value in result(tmp_path / "model")["linear"]["bias"])
+
+
+def test_stages_follow_each_other(tmp_path):
+    first, second = experiment(steps=2), experiment(steps=3, settings=toy.Settings(model="previous"))
+    folders = loop.train_stages([("one", first), ("two", second)], tmp_path)
+    assert folders == [tmp_path / "1_one/model", tmp_path / "2_two/model"]
+    assert result(folders[1])["from"] == str(folders[0])
+    third = experiment(steps=2, settings=toy.Settings(model="previous:one"))
+    folders = loop.train_stages([("one", first), ("two", second), ("three", third)], tmp_path)
+    assert result(folders[2])["from"] == str(folders[0])
+    with pytest.raises(ValueError, match="'previous:tow', but there are one"):
+        loop.train_stages([("one", first), ("two", experiment(settings=toy.Settings(model="previous:tow")))], tmp_path)
+    with pytest.raises(ValueError, match="no stage comes before"):
+        loop.train_stages([("two", second)], tmp_path / "other")
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=8, data=1), MeshConfig(data=4, tensor=2)])
+def test_meshes_agree(tmp_path, mesh):
+    # One device and eight see the same samples and the same noise; sums are taken in another order.
+    one = loop.train(experiment(mesh=MeshConfig(data=8)), tmp_path / "one")
+    other = loop.train(experiment(mesh=mesh), tmp_path / "other")
+    for a, b in zip(jax.tree.leaves(result(one)["linear"]), jax.tree.leaves(result(other)["linear"]), strict=True):
+        assert a == pytest.approx(b, rel=1e-6, abs=1e-7)
+
+
+def test_nothing_is_compiled_in_the_steady_state(tmp_path, monkeypatch):
+    at = {}
+    original = loop.Progress.step
+
+    with compilations() as compiled:
+
+        def note(self, number):
+            at[number] = len(compiled)
+            original(self, number)
+
+        monkeypatch.setattr(loop.Progress, "step", note)
+        loop.train(experiment(steps=30, evaluate_every=6), tmp_path)
+    assert at[1] > 0
+    assert at[30] == at[7]  # by then it has stepped, logged, saved and evaluated once
+
+
+def test_batches_must_split_evenly(tmp_path):
+    with pytest.raises(ValueError, match="multiple of 16: 8 devices"):
+        loop.train(experiment(accumulate=2, batch_size=24), tmp_path)
+    assert not tmp_path.joinpath("config.json").exists()
+
+
+def test_a_full_disk_is_told_at_its_step_and_ends_the_run_at_last(tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("uae_jax.training.arrays.write", full)
+    with pytest.raises(RunError, match="No space left"):
+        loop.train(experiment(steps=40), tmp_path)
+    assert "step 4" in capsys.readouterr().err

@@ -1,0 +1,134 @@
+"""What `uae data inspect` and `uae data caption` do."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import tqdm
+from PIL import Image
+
+from uae_jax import commands
+from uae_jax.commands import WINDOW, WINDOW_PIXELS, Report
+from uae_jax.data import contact_sheet
+from uae_jax.data.caption_files import CaptionWriter, JsonLines, TextFiles
+from uae_jax.data.config import SourceConfig
+from uae_jax.data.images import ImageError, open_image
+from uae_jax.data.inspect import CountTokens, to_text
+from uae_jax.data.inspect import inspect as inspect_source
+from uae_jax.data.sources import open_source
+from uae_jax.data.sources.folder import FolderSource
+from uae_jax.engine import CaptionSettings
+
+SHEET, FACTS = "contact_sheet.html", "inspection.json"
+
+
+def inspect(args: argparse.Namespace) -> int:
+    """Prints what a source holds, and writes it to look at."""
+    config = SourceConfig(
+        path=args.source, kind=args.kind, image=args.image, captions=tuple(args.captions), split=args.split
+    )
+    if args.limit is not None and args.limit < 1:
+        raise ValueError(f"--limit is {args.limit}, wanted at least 1")
+    output = Path(args.output) if args.output else None
+    if output is not None:
+        commands.refuse_overwriting([output / SHEET, output / FACTS], args.force)
+    source = open_source(config)
+    count_tokens = _token_counter(args.model) if args.model else None
+    total = len(source) if args.limit is None else min(args.limit, len(source))
+    with tqdm.tqdm(total=total, unit=" record", desc="inspecting", file=sys.stderr) as bar:
+        result = inspect_source(
+            source,
+            limit=args.limit,
+            cards=args.cards if output else 0,
+            images=bool(args.image),
+            count_tokens=count_tokens,
+            progress=bar.update,
+        )
+    facts = json.dumps(result.to_json(), indent=2)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / FACTS).write_text(facts + "\n", encoding="utf-8")
+        (output / SHEET).write_text(contact_sheet.to_html(result), encoding="utf-8")
+        print(f"uae: wrote {output / SHEET}", file=sys.stderr)
+    print(facts if args.json else to_text(result).encode("utf-8", "backslashreplace").decode("utf-8"))
+    return 0
+
+
+def _token_counter(model: str) -> CountTokens:
+    """Counts tokens as the encoder does: special tokens in a text are plain text."""
+    import transformers
+
+    from uae_jax.weights import checkpoint
+
+    root = checkpoint.resolve(model)
+    folders = [folder for folder in (root / "llm_model", root / "files" / "llm_model", root) if _has_tokenizer(folder)]
+    if not folders:
+        raise ValueError(f"{model}: no tokenizer.json in it, nor in its llm_model")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folders[0])
+    return lambda text: len(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
+
+
+def caption(args: argparse.Namespace) -> int:
+    """Writes a caption of each image of a folder, but for those that have one."""
+    folder = Path(args.folder).expanduser()
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no folder, wanted one of images; `uae caption` takes single files")
+    files = [folder / name for name in FolderSource(str(folder)).names]
+    settings = commands.caption_settings(args)
+    with _writer(args, folder, settings) as writer:
+        waiting = [file for file in files if not writer.has(file)]
+        if len(waiting) < len(files):
+            print(f"uae: {len(files) - len(waiting)} of {len(files)} have their captions", file=sys.stderr)
+        if not waiting:
+            return 0
+        uae = commands.load(args, scorers={})
+        with Report("captioned", len(waiting)) as report:
+            for first, window in _windows(files, writer, report):
+                images = [image for _, image in window]
+                for place, text in uae.iter_captions(images, settings, seed=args.seed, first=first):
+                    file = window[place][0]
+                    writer.write(file, text)
+                    report.done(report.good, f"{file}\t{' '.join(text.split())}")
+    return report.exit_code
+
+
+def _windows(
+    files: Sequence[Path], writer: CaptionWriter, report: Report
+) -> Iterator[tuple[int, list[tuple[Path, Image.Image]]]]:
+    """Opens files without a caption, some at a time; yields the number of the first, and the images.
+
+    An image's number, which its random draws come from, is its place among all good images of the folder, so that a
+    run that was interrupted writes what one that was not would have.
+    """
+    number, window, pixels = 0, [], 0
+    for file in files:
+        done = writer.has(file)
+        try:
+            image = None if done else open_image(file)
+        except ImageError as error:
+            report.skip(str(error))
+            continue
+        if not done:
+            window.append((file, image))
+            pixels += image.width * image.height
+        number += 1
+        if window and (done or len(window) == WINDOW or pixels >= WINDOW_PIXELS):
+            yield number - done - len(window), window
+            window, pixels = [], 0
+    if window:
+        yield number - len(window), window
+
+
+def _writer(args: argparse.Namespace, folder: Path, settings: CaptionSettings) -> CaptionWriter:
+    if args.txt:
+        return TextFiles()
+    output = Path(args.output).expanduser() if args.output else folder / "captions.jsonl"
+    decided = dataclasses.asdict(settings) | {"prompt": settings.question}
+    return JsonLines(output, {"model": args.model, "seed": args.seed, **decided})

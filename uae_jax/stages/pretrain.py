@@ -1,0 +1,296 @@
+"""Stage `pretrain`: teaches projector and decoder to paint long captions, by flow matching. The paper's stage one.
+
+A caption is read under the role `generate` by the encoder, frozen as a rule; its hidden states go through the projector
+into the decoder, which is to undo noise on the latents of the caption's image. Some captions are dropped for the
+negative prompt, the one that inference moves away from, so that guidance has its other branch.
+
+Letters: B samples, H/W image height and width, h/w latent height and width, Z latent channels, T tokens, D width of the
+encoder, N tokens of the negative prompt.
+"""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from uae_jax import batching
+from uae_jax.data.prompts import Buckets
+from uae_jax.data.records import Sample
+from uae_jax.data.token_rows import RowBuilder
+from uae_jax.engine import NEGATIVE_PROMPT
+from uae_jax.models import sd3
+from uae_jax.models.autoencoder_kl import Posterior, normalise_latents
+from uae_jax.models.runtime import Runtime
+from uae_jax.sampling import flow, painting
+from uae_jax.sampling.conditioning import Conditioning
+from uae_jax.sampling.flow import Schedule
+from uae_jax.stages import flow_matching, images, painted_text, towers, uae_models
+from uae_jax.stages.base import Aux, Parts, Picture, Stage
+from uae_jax.stages.pretrain_settings import CONTEXT, LATENTS, TOWERS, PretrainSettings, check
+from uae_jax.stages.uae_models import UAEParts
+from uae_jax.weights.uae import UAEWeights, scheduler_shift
+
+Array = jax.Array
+Tree = Any
+
+
+class Pretrain(Stage):
+    """Flow matching; see the module.
+
+    A batch holds "images" u8[B, H, W, 3], or "latents" [B, h, w, Z or 2 Z] (means, or means and logarithms of
+    variances, of the VAE's posterior); and what `painted_text.tokens_of` or `painted_text.states_of` packs.
+    """
+
+    Settings = PretrainSettings
+
+    def __init__(self, settings: PretrainSettings, seed: int = 0):
+        super().__init__(settings, seed)
+        check(settings)
+        self.parts = UAEParts(settings.model, settings.encoder_from, settings.decoder_from, settings.vae_from)
+        uae_models.check_parts(self.parts)
+
+    def load(self, mesh: Mesh) -> Parts:
+        settings = self.settings
+        self.mesh = mesh
+        weights = uae_models.open_uae(self.parts, self.seed, mesh)
+        self.prompts = uae_models.prompt_builder(weights, buckets=Buckets(settings.token_bucket))
+        self.rows = RowBuilder(self.prompts, settings.max_tokens)
+        self.scheduler_shift = scheduler_shift(weights)
+        self.vae_config = weights.vae.config
+        self.vae = weights.vae.architecture.module(weights.vae.config, Runtime())
+        whole = NamedSharding(mesh, PartitionSpec())
+        frozen: dict[str, Tree] = {"pooled": uae_models.pooled_constant(weights, self.prompts, mesh)}
+        frozen["vae"] = jax.tree.map(lambda x: x.astype(jnp.float32), weights.vae.params)
+        params = self._start_towers(weights, frozen)
+        axes = {name: self.towers[name].axes for name in params}
+
+        negative = settings.negative
+        if negative is None:
+            negative = uae_models.advice(weights, "paint", "negative_prompt", NEGATIVE_PROMPT)
+        tokens = painted_text.negative_tokens(self.prompts, negative)
+        self.negative_length = tokens["tokens"].shape[1] - 1
+        if self.trains_encoder:
+            frozen["negative_tokens"] = tokens
+        else:  # constant, so it is read once
+            with jax.set_mesh(mesh):
+                frozen["negative"] = jax.jit(self._read)({}, frozen, tokens)[0].astype(jnp.float32)
+        if settings.precomputed:
+            frozen["vae"] = {"decoder": frozen["vae"]["decoder"], **_without(frozen["vae"], ("encoder", "decoder"))}
+            del frozen["encoder"]
+        small = ("pooled", "negative", "negative_tokens")
+        frozen |= {name: jax.device_put(frozen[name], whole) for name in small if name in frozen}
+        return Parts(params, frozen, params_axes=axes)
+
+    def _start_towers(self, weights: UAEWeights, frozen: dict[str, Tree]) -> dict[str, Tree]:
+        """Makes the towers; puts what is frozen of them into `frozen` and returns what is trained."""
+        settings, params, self.towers = self.settings, {}, {}
+        adapters = {"encoder": weights.encoder_lora, "projector": None, "decoder": weights.decoder_lora}
+        for number, name in enumerate(TOWERS):
+            self.towers[name], trainable, frozen[name] = towers.start(
+                getattr(weights, name),
+                getattr(settings, name),
+                adapters[name],
+                dtype=settings.dtype,
+                seed=self.seed * len(TOWERS) + number,
+                mesh=self.mesh,
+                buffers=sd3.BUFFERS if name == "decoder" else (),
+            )
+            if trainable:
+                params[name] = trainable
+        return params
+
+    @property
+    def trains_encoder(self) -> bool:
+        return self.settings.encoder.mode != "frozen"
+
+    def collate(self, samples: Sequence[Sample]) -> Tree:
+        return {**self._pixels(samples), **self._texts(samples)}
+
+    def _pixels(self, samples: Sequence[Sample]) -> Tree:
+        if all(LATENTS in sample.arrays for sample in samples):
+            return {"latents": np.stack([sample.arrays[LATENTS] for sample in samples])}
+        self._demand_arrays(samples, LATENTS)
+        return {"images": images.stack_images(samples)}
+
+    def _texts(self, samples: Sequence[Sample]) -> Tree:
+        contexts = [sample.arrays.get(f"{CONTEXT}:{sample.field}", sample.arrays.get(CONTEXT)) for sample in samples]
+        least = self.settings.token_bucket
+        if self.trains_encoder or any(context is None for context in contexts):
+            self._demand_arrays(samples, CONTEXT)
+            captions = [sample.caption for sample in samples]
+            return painted_text.tokens_of(self.prompts, self.rows, captions, self.negative_length, least)
+        packed = painted_text.states_of(contexts, least)
+        if packed["lengths"].min() < self.negative_length:
+            short = samples[int(packed["lengths"].argmin())]
+            raise ValueError(
+                f"{short.id}: {packed['lengths'].min()} hidden states, wanted at least {self.negative_length}, the "
+                f"length of the negative prompt; compute them with that prompt"
+            )
+        return packed
+
+    def _demand_arrays(self, samples: Sequence[Sample], name: str) -> None:
+        if self.settings.precomputed:
+            without = next(
+                (s.id for s in samples if not any(key.split(":")[0] == name for key in s.arrays)), samples[0].id
+            )
+            raise ValueError(
+                f"{without}: no array {name!r}, but settings.precomputed is true; unset it, or encode first"
+            )
+
+    def prepare(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Tree, dict]:
+        return batch, {"captions_cut": batch["cut"].sum().astype(jnp.float32)} if "cut" in batch else {}
+
+    def loss(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Aux]:
+        settings = self.settings
+        latent_key, noise_key, sigma_key, drop_key = jax.random.split(key, 4)
+        x0 = self._latents(frozen, batch, latent_key)
+        eps = jax.random.normal(noise_key, x0.shape, jnp.float32)
+        shift = self._shift(x0.shape)
+        sigma = flow_matching.draw_sigmas(sigma_key, x0.shape[0], settings.logit_mean, settings.logit_std, shift)
+        dropped = jax.random.uniform(drop_key, sigma.shape) < settings.drop
+        told = self.conditions(params, frozen, batch, dropped)
+        error = self.error(params, frozen, told, x0, eps, sigma)
+        weighted = flow_matching.loss_weight(sigma, settings.weighting) * error
+        metrics = {"mse": error.mean(), "dropped": dropped.astype(jnp.float32).mean(), "sigma": sigma.mean()}
+        return weighted.mean(), Aux(metrics, per_example=weighted)
+
+    def conditions(self, params: Tree, frozen: Tree, batch: Tree, dropped: Array | None = None) -> Conditioning:
+        """What the decoder is told of each caption; of the negative prompt where bool[B] `dropped` says so."""
+        hidden = batch["context"] if "context" in batch else self._read(params, frozen, batch)
+        hidden = hidden.astype(self.settings.dtype)
+        if dropped is not None:
+            hidden = jnp.where(dropped[:, None, None], self._negative(params, frozen, hidden), hidden)
+        projector = self.towers["projector"]
+        variables = projector.variables(params.get("projector", {}), frozen["projector"])
+        return Conditioning(projector.module.apply(variables, hidden), batch["lengths"])
+
+    def error(self, params: Tree, frozen: Tree, told: Conditioning, x0: Array, eps: Array, sigma: Array) -> Array:
+        """f32[B], the decoder's mean squared error at each sample's noise level.
+
+        Args:
+          told: B rows.
+          x0, eps: f32[B, h, w, Z], latents and noise.
+          sigma: f32[B].
+        """
+        velocity = self.towers["decoder"].module.apply(
+            self._decoder_variables(params, frozen),
+            flow_matching.noised(x0, eps, sigma),
+            sigma * flow.TRAIN_STEPS,
+            told.context,
+            jnp.broadcast_to(frozen["pooled"], (x0.shape[0], *frozen["pooled"].shape)),
+            told.lengths,
+        )
+        return flow_matching.squared_error(velocity, x0, eps)
+
+    def _read(self, params: Tree, frozen: Tree, batch: Tree) -> Array:
+        encoder = self.towers["encoder"]
+        variables = encoder.variables(params.get("encoder", {}), frozen["encoder"])
+        return painted_text.hidden_states(encoder.module, variables, batch)
+
+    def _negative(self, params: Tree, frozen: Tree, like: Array) -> Array:
+        """The negative's hidden states [1, T, D], as long and of the dtype of [B, T, D]."""
+        constant = frozen.get("negative")
+        hidden = self._read(params, frozen, frozen["negative_tokens"])[0] if constant is None else constant
+        return painted_text.widened(hidden, like.shape[1])[None].astype(like.dtype)
+
+    def _latents(self, frozen: Tree, batch: Tree, key: Array | None) -> Array:
+        """Normalised latents f32[B, h, w, Z] of a batch; without a key the posterior's mean."""
+        if "images" in batch:
+            posterior = self.vae.apply({"params": frozen["vae"]}, images.to_pm1(batch["images"]), method="encode")
+        else:
+            stored = batch["latents"].astype(jnp.float32)
+            if stored.shape[-1] == self.vae_config.latent_channels:  # means only
+                return normalise_latents(stored, self.vae_config)
+            posterior = Posterior(*jnp.split(stored, 2, axis=-1))
+        drawn = self.settings.posterior == "sample" and key is not None
+        return normalise_latents(posterior.sample(key) if drawn else posterior.mode(), self.vae_config)
+
+    def _decoder_variables(self, params: Tree, frozen: Tree) -> Tree:
+        return self.towers["decoder"].variables(params.get("decoder", {}), frozen["decoder"])
+
+    def _shift(self, latents: tuple[int, ...]) -> float:
+        """The shift of noise levels for [B, h, w, Z]."""
+        shift = self.settings.shift or self.scheduler_shift
+        if not self.settings.shift_side:
+            return shift
+        height, width = (side * self.vae_config.downsampling for side in latents[1:3])
+        return flow_matching.shift_of_size(shift, self.settings.shift_side, height, width)
+
+    def evaluate(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> dict[str, Array]:
+        """The loss, and the error at fixed noise levels with fixed noise, no caption dropped: little scatter."""
+        value, aux = self.loss(params, state, frozen, batch, key)
+        x0 = self._latents(frozen, batch, None)
+        eps = jax.random.normal(jax.random.fold_in(key, 1), x0.shape, jnp.float32)
+        told = self.conditions(params, frozen, batch)
+
+        def at(level: Array) -> Array:
+            return self.error(params, frozen, told, x0, eps, jnp.full(x0.shape[:1], level)).mean()
+
+        levels = self.settings.evaluation_sigmas
+        errors = jax.lax.map(at, jnp.asarray(levels, jnp.float32))
+        by_level = {f"mse_at_{level:g}": error for level, error in zip(levels, errors, strict=True)}
+        return {"loss": value, "mse": errors.mean(), **by_level, "dropped": aux.metrics["dropped"]}
+
+    def pictures(
+        self, params: Tree, state: Tree, frozen: Tree, batch: Tree, samples: Sequence[Sample]
+    ) -> list[Picture]:
+        shown = samples[: self.settings.pictures]
+        if not shown:
+            return []
+        placed = jax.tree.map(lambda leaf: batching.place(leaf, self.mesh), self.collate(shown))
+        with jax.set_mesh(self.mesh):
+            schedule = flow.make_schedule(self.settings.paint_steps, shift=self.scheduler_shift)
+            keys = jax.random.split(jax.random.key(0), len(shown))
+            painted, originals = self._paint(params, frozen, placed, schedule, keys)
+        painted, originals = np.asarray(painted), np.asarray(originals)
+        originals = [known if s.image is None else s.image for known, s in zip(originals, shown, strict=True)]
+        rows = [list(row) for row in zip(originals, painted, strict=True)]
+        return [Picture("paintings", ("original", "painted"), rows, [sample.caption or "" for sample in shown])]
+
+    @functools.cached_property
+    def _paint(self) -> Any:
+        settings = self.settings
+
+        def run(params: Tree, frozen: Tree, batch: Tree, schedule: Schedule, keys: Array) -> tuple[Array, Array]:
+            """u8[B, H, W, 3] paintings, and what the VAE makes of the latents where they came without an image."""
+            told, away = self.conditions(params, frozen, batch), None
+            if settings.guidance > 1:
+                away = self.conditions(params, frozen, batch, jnp.ones(batch["lengths"].shape, bool))
+            x0 = self._latents(frozen, batch, None)
+            painted = painting.paint(
+                self.towers["decoder"].module,
+                self._decoder_variables(params, frozen),
+                self.vae,
+                frozen["vae"],
+                schedule,
+                frozen["pooled"],
+                told,
+                away,
+                settings.guidance,
+                flow.initial_noise(keys, x0.shape[1:]),
+            )
+            known = batch["images"] if "images" in batch else self._decoded(frozen, x0)
+            return painting.to_uint8(painted), known
+
+        return jax.jit(run)
+
+    def _decoded(self, frozen: Tree, x0: Array) -> Array:
+        return painting.to_uint8(painting.decode(self.vae, frozen["vae"], x0))
+
+    def save(self, params: Tree, state: Tree, frozen: Tree, folder: Path) -> None:
+        changed: dict[str, Any] = {}
+        for name in params:
+            model, adapter = self.towers[name].finished(params[name], frozen[name])
+            changed[name] = model
+            if name != "projector":
+                changed[f"{name}_lora"] = adapter
+        uae_models.save_uae(self.parts, self.seed, self.mesh, changed, folder, self.settings.save_dtype)
+
+
+def _without(tree: dict[str, Tree], names: Sequence[str]) -> dict[str, Tree]:
+    return {name: value for name, value in tree.items() if name not in names}

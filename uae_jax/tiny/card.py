@@ -1,0 +1,109 @@
+"""The model card of the tiny model, from what its training runs recorded."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+NAME = "MODEL_CARD.md"
+_INTRODUCTION = """\
+# The tiny UAE model
+
+All architectures of the full model (Qwen2.5-VL, SD3 transformer, AutoencoderKL, CLIP, LongCLIP, DINOv2, DINOv3) at
+sizes that two CPU cores train, in bfloat16, trained from random numbers on the synthetic scene world of
+`uae_jax.data.scenes` and on nothing else. It stands for the published weights wherever these would be too large: in
+tests, demonstrations and experiments on a laptop. It knows 64x64 pictures of one to six coloured shapes, and the words
+that describe them; photographs are foreign to it.
+
+The encoder is a competent but terse captioner; the decoder paints short captions well and long ones poorly, as the
+models that they stand for do before both are trained together. The scorers have never seen the encoder or the decoder.
+
+Licence: that of the package. No data of third parties went in.
+"""
+
+
+def write(counts: dict[str, int], runs: dict[str, Path], measured: Path | None) -> str:
+    """Writes the card.
+
+    Args:
+      counts: part -> parameters.
+      runs: part -> folder of a training run; where it holds no record, the card says so.
+      measured: JSON of `uae_jax.tiny.measure`.
+    """
+    lines = [_INTRODUCTION, "## Parts", "", "| part | parameters |", "|---|---|"]
+    lines += [f"| {part} | {count:,} |" for part, count in counts.items()]
+    lines += [f"| **all** | **{sum(counts.values()):,}** |", "", "## How each part was made", ""]
+    for part, folder in runs.items():
+        lines += [f"### {part}", "", *_history(folder), ""]
+    lines += ["## Measured on held-out scenes", ""]
+    if measured is None:
+        lines += ["Not measured yet: `python -m uae_jax.tiny.measure --model tiny`."]
+    else:
+        lines += _figures(json.loads(measured.read_text()))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _history(folder: Path) -> list[str]:
+    """What was run before a part was done, first things first: a run that started from another's result names it."""
+    steps: list[list[str]] = []
+    seen: set[Path] = set()
+    while (folder / "config.json").is_file() and folder.resolve() not in seen:
+        seen.add(folder.resolve())
+        config = json.loads((folder / "config.json").read_text())
+        if "stage" not in config:
+            break
+        steps.insert(0, _run(folder, config))
+        folder = _before(config)
+    return [line for step in steps for line in step] or ["No record of a run."]
+
+
+def _before(config: dict[str, Any]) -> Path:
+    """The run whose result this one started from; a folder that is none where there was none."""
+    settings = config.get("settings") or {}
+    start = Path(str(settings.get("model", "")))
+    return start.parent if start.name == "model" else start
+
+
+def _run(folder: Path, config: dict[str, Any]) -> list[str]:
+    settings = config.get("settings") or {}
+    rows = _metrics(folder / "metrics.jsonl")
+    lines = [
+        f"- stage `{config['stage']}`, from `{settings.get('model', '')}`: {config['steps']} steps of "
+        f"{config['batch_size']} examples, learning rate {config['optimiser']['learning_rate']:g}, seed "
+        f"{config['seed']}{_duration(rows)}"
+    ]
+    last: dict[str, Any] = {}
+    for row in rows:
+        numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+        last |= {name: value for name, value in numbers.items() if name.startswith("evaluation/")}
+    if last:
+        told = ", ".join(f"{name.removeprefix('evaluation/')} {value:.4g}" for name, value in sorted(last.items()))
+        lines.append(f"  - at the end, on held-out scenes: {told}")
+    return lines
+
+
+def _metrics(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
+
+
+def _duration(rows: list[dict[str, Any]]) -> str:
+    """Time between readings, pauses of more than ten minutes left out: those were between two starts."""
+    spans = [b["time"] - a["time"] for a, b in itertools.pairwise(rows)]
+    spans = [span for span in spans if 0 <= span < 600]
+    return f", {sum(spans) / 60:.0f} minutes" if spans else ""
+
+
+def _figures(measured: dict[str, Any]) -> list[str]:
+    lines = ["| figure | value |", "|---|---|"]
+    for group, values in measured.items():
+        if isinstance(values, dict):
+            lines += [f"| {group}: {name} | {_shown(value)} |" for name, value in values.items()]
+        else:
+            lines.append(f"| {group} | {_shown(values)} |")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,297 @@
+"""The one training loop. It knows no stage; a stage knows no loop.
+
+workdir/config.json         what the run is
+workdir/checkpoints/        see `uae_jax.training.checkpoints`
+workdir/metrics.jsonl       one line per reading; TensorBoard events lie beside it
+workdir/pictures/           what evaluations drew
+workdir/model/              the result, once the last step is done
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from uae_jax.data.loader import Loader
+from uae_jax.errors import RunError
+from uae_jax.parallel.mesh import make_mesh
+from uae_jax.stages import registry
+from uae_jax.stages.base import Parts, Stage
+from uae_jax.training import configure, pictures
+from uae_jax.training.checkpoints import CheckpointStore
+from uae_jax.training.config import Experiment
+from uae_jax.training.feed import Fed, Feed
+from uae_jax.training.metrics import Averages, MetricsWriter
+from uae_jax.training.nonfinite import BadSteps
+from uae_jax.training.optimisers import make_optimiser, schedule
+from uae_jax.training.preemption import Preemption
+from uae_jax.training.progress import Progress
+from uae_jax.training.state import TrainState, abstract, make_state
+from uae_jax.training.update import make_step
+
+MODEL = "model"
+PREVIOUS = "previous"
+Tree = Any
+
+
+class Stopped(RunError):
+    """The run was asked to stop; the same command goes on from its last checkpoint."""
+
+
+def train_stages(experiments: Sequence[tuple[str, Experiment]], workdir: Path, *, quiet: bool = False) -> list[Path]:
+    """Runs stages in order; a stage may start from the results before it.
+
+    Where a field of a stage's settings says "previous", it gets the model folder of the stage before; where it says
+    "previous:NAME", that of the stage of this name.
+
+    Args:
+      experiments: name and experiment of each; a single one works in `workdir` itself, several in folders below it.
+      workdir: whatever of the run is there already is not done again.
+      quiet: no progress bar.
+
+    Returns:
+      each stage's model folder.
+
+    Raises:
+      ValueError: if something does not fit; before anything is allocated.
+      Stopped: on SIGTERM, after saving.
+    """
+    results: dict[str, Path] = {}
+    for number, (name, experiment) in enumerate(experiments):
+        settings = _with_results(experiment.settings, results, name)
+        folder = workdir if len(experiments) == 1 else workdir / f"{number + 1}_{name}"
+        results[name] = train(dataclasses.replace(experiment, settings=settings), folder, name=name, quiet=quiet)
+    return list(results.values())
+
+
+def _with_results(settings: Any, results: dict[str, Path], name: str) -> Any:
+    """Fills the folders of earlier results in."""
+    changed = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if not isinstance(value, str) or value.split(":")[0] != PREVIOUS:
+            continue
+        wanted = value.partition(":")[2] or next(reversed(results), "")
+        if wanted not in results:
+            before = f"there are {', '.join(results)}" if results else "no stage comes before it"
+            raise ValueError(f"{name}: settings.{field.name} is {value!r}, but {before}")
+        changed[field.name] = str(results[wanted])
+    return dataclasses.replace(settings, **changed)
+
+
+def train(experiment: Experiment, workdir: Path, *, name: str = "", quiet: bool = False) -> Path:
+    """Runs one stage from its last checkpoint, or from the start, to its end; see `train_stages`."""
+    stage = registry.find(experiment.stage)(experiment.settings, experiment.seed)
+    mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
+    check_batch(experiment, mesh)
+    remember(experiment, workdir)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(mesh))
+        run = stack.enter_context(Run(experiment, stage, mesh, workdir, name or experiment.stage, quiet))
+        return run.to_the_end()
+
+
+def check_batch(experiment: Experiment, mesh: Mesh) -> None:
+    """Raises `ValueError` where the batch does not split evenly."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = devices * experiment.accumulate
+    if experiment.batch_size % parts:
+        raise ValueError(
+            f"batch_size is {experiment.batch_size}, wanted a multiple of {parts}: {devices} devices on the axes data "
+            f"and fsdp, times accumulate {experiment.accumulate}"
+        )
+
+
+def remember(experiment: Experiment, workdir: Path) -> None:
+    """Writes what the run is into its folder; refuses a folder of another run.
+
+    Raises:
+      ValueError: if the folder belongs to a run with other settings; names them.
+    """
+    file = workdir / "config.json"
+    if file.exists():
+        changed = configure.differences(json.loads(file.read_text()), configure.to_json(experiment))
+        bound = [line for line in changed if not line.split(":")[0].startswith(_FREE)]
+        if bound:
+            raise ValueError(
+                f"{workdir}: belongs to a run with other settings; take another --workdir, or undo: {'; '.join(bound)}"
+            )
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() == 0:
+        file.write_text(json.dumps(configure.to_json(experiment), indent=2) + "\n")
+
+
+# What only says how long to go on, on what, and how often to look: it may change between two starts.
+_FREE = ("steps", "log_every", "evaluat", "validation", "checkpoint_every", "keep", "max_nonfinite", "mesh")
+_FREE += ("data.workers", "data.buffer", "data.max_bad_fraction")
+
+
+class Run:
+    """One stage under way: what lives as long as it does."""
+
+    def __init__(self, experiment: Experiment, stage: Stage, mesh: Mesh, workdir: Path, name: str, quiet: bool):
+        self.experiment, self.stage, self.mesh, self.workdir = experiment, stage, mesh, workdir
+        self.name, self.quiet = name, quiet
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "Run":
+        with contextlib.ExitStack() as stack:
+            experiment = self.experiment
+            self.preemption = stack.enter_context(Preemption())
+            self.store = CheckpointStore(
+                self.workdir / "checkpoints", keep=experiment.keep, keep_every=experiment.keep_every or None
+            )
+            stack.callback(self.store.close)
+            parts = self.stage.load(self.mesh)
+            self.frozen = parts.frozen
+            self.state, record = self._start(parts)
+            self.rate = schedule(experiment.optimiser, experiment.steps)
+            self.bad = BadSteps.from_json(record.get("bad_steps"), experiment.max_nonfinite)
+            self.data_state = record.get("data")
+            self.progress = Progress(self.name, experiment.steps, int(self.state.step), quiet=self.quiet)
+            stack.callback(self.progress.close)
+            self.writer = MetricsWriter(
+                self.workdir, record.get("history"), int(self.state.step), report=self.progress.note
+            )
+            stack.callback(self.writer.close)
+            self.averages = Averages()
+            self.validation = self._validation_batches() if experiment.validation is not None else []
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.stack.close()
+
+    def _start(self, parts: Parts) -> tuple[TrainState, dict]:
+        """The newest checkpoint's state, or a fresh one; and the checkpoint's record."""
+        experiment = self.experiment
+        optimiser = make_optimiser(experiment.optimiser, experiment.steps, parts.decayed, parts.trained)
+        state = make_state(parts, optimiser, experiment.seed, experiment.ema.decay > 0, self.mesh)
+        wanted = abstract(state)
+        step = make_step(
+            self.stage,
+            optimiser,
+            accumulate=experiment.accumulate,
+            ema=experiment.ema,
+            max_nonfinite=experiment.max_nonfinite,
+        )
+        placed = jax.tree.map(lambda leaf: leaf.sharding, wanted)
+        self.step = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
+        self.evaluate = jax.jit(self.stage.evaluate)
+        restored = self.store.restore(wanted)
+        if restored is None:
+            return state, {}
+        return restored.state, restored.record
+
+    def to_the_end(self) -> Path:
+        """Steps until the last one is done; returns the model folder."""
+        experiment, result = self.experiment, self.workdir / MODEL
+        start = int(self.state.step)
+        if start >= experiment.steps and result.is_dir():
+            self.progress.note(f"{self.name}: done already, {result}")
+            return result
+        if start < experiment.steps:
+            self._steps(start)
+        self.store.wait()
+        params = self.state.params if self.state.ema is None else self.state.ema
+        self.stage.save(params, self.state.stage, self.frozen, result)
+        self.progress.note(f"{self.name}: {result}")
+        return result
+
+    def _steps(self, start: int) -> None:
+        experiment = self.experiment
+        with contextlib.closing(self._feed()) as feed:
+            for number in range(start + 1, experiment.steps + 1):
+                fed = next(feed)
+                self.state, metrics = self.step(self.state, self.frozen, fed.batch)
+                self.data_state = fed.state
+                self.averages.add(number, metrics, fed.ids)
+                self.progress.step(number)
+                last = number == experiment.steps
+                stopping = self.preemption.reached(number)
+                saving = last or stopping or number % experiment.checkpoint_every == 0
+                if saving or number % experiment.log_every == 0:
+                    self._read_metrics(number, feed)
+                if last or (experiment.evaluate_every and number % experiment.evaluate_every == 0):
+                    self._look(number)
+                if saving:
+                    self._save(number)
+                if stopping and not last:
+                    self.store.wait()
+                    raise Stopped(f"{self.name}: stopped at step {number}, saved; the same command goes on from there")
+
+    def _feed(self) -> Feed:
+        loader = Loader(
+            self.experiment.data,
+            self.experiment.batch_size,
+            self.experiment.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        if self.data_state is not None:
+            loader.set_state(self.data_state)
+        return Feed(loader, self.stage.collate, self.mesh)
+
+    def _read_metrics(self, number: int, feed: Feed) -> None:
+        """The host waits for the device here and nowhere else in a run of steps."""
+        readings, means = self.averages.flush()
+        if not readings:
+            return
+        for message in self.bad.update(readings):
+            self.progress.note(message)
+        for failure in self.store.check():
+            self.progress.note(str(failure))
+        means |= {
+            "learning_rate": float(self.rate(number - 1)),
+            "nonfinite_steps": self.bad.count,
+            "waited_for_data": feed.waited_fraction(),
+            "steps_per_second": self.progress.rate(),
+        }
+        self.writer.scalars(number, means)
+        self.progress.metrics(means)
+
+    def _look(self, number: int) -> None:
+        """Evaluates, and draws what the stage has to show."""
+        if not self.validation:
+            return
+        params = self.state.params if self.state.ema is None else self.state.ema
+        key = jax.random.key(self.experiment.seed)
+        values = [
+            self.evaluate(params, self.state.stage, self.frozen, fed.batch, jax.random.fold_in(key, i))
+            for i, fed in enumerate(self.validation)
+        ]
+        fetched = jax.device_get(values)
+        means = {f"evaluation/{name}": float(np.mean([value[name] for value in fetched])) for name in fetched[0]}
+        self.writer.scalars(number, means)
+        shown = ", ".join(f"{name.removeprefix('evaluation/')} {value:.4g}" for name, value in means.items())
+        self.progress.note(f"step {number}: {shown}")
+        first = self.validation[0]
+        drawn = self.stage.pictures(params, self.state.stage, self.frozen, first.batch, first.samples)
+        try:
+            self.writer.images(number, pictures.save_pictures(self.workdir, number, drawn))
+        except OSError as error:  # no picture is worth a run
+            self.progress.note(f"step {number}: pictures were not written: {error}")
+
+    def _validation_batches(self) -> list[Fed]:
+        """The batches of every evaluation: always the same."""
+        experiment = self.experiment
+        loader = Loader(
+            experiment.validation,
+            experiment.batch_size,
+            experiment.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        with contextlib.closing(Feed(loader, self.stage.collate, self.mesh, keep_samples=True)) as feed:
+            return [next(feed) for _ in range(experiment.evaluation_batches)]
+
+    def _save(self, number: int) -> None:
+        self.writer.flush()
+        record = {"data": self.data_state, "bad_steps": self.bad.to_json(), "history": self.writer.history}
+        self.store.save(number, self.state, record)

@@ -1,0 +1,250 @@
+"""What a run measures: fetched from devices once in a while, kept as JSON lines, shown by TensorBoard."""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from uae_jax.training.tensorboard import TensorBoardWriter
+
+FILE = "metrics.jsonl"
+EVENTS = "tensorboard"
+Array = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What one step measured, on the host.
+
+    Attributes:
+      step: its number.
+      metrics: name -> number, or array with one value for each of `ids`.
+      ids: names of the step's samples, those of this process.
+    """
+
+    step: int
+    metrics: dict[str, Any]
+    ids: Sequence[str] = ()
+
+
+class Averages:
+    """Keeps the metrics of steps on their devices until somebody asks, so that steps need not wait for the host."""
+
+    def __init__(self) -> None:
+        self._kept: list[tuple[int, Mapping[str, Array], Sequence[str]]] = []
+
+    def add(self, step: int, metrics: Mapping[str, Array], ids: Sequence[str] = ()) -> None:
+        """Takes a step's metrics, name -> f32[] or [B]; waits for nothing."""
+        self._kept.append((step, metrics, ids))
+
+    def flush(self) -> tuple[list[Reading], dict[str, float]]:
+        """Fetches what was added since the last call, in one go.
+
+        Returns:
+          a reading of each step; and name -> mean over these steps, for metrics that are single numbers. Steps that
+          say "nonfinite" count in the mean of that metric only: they changed nothing, and would hide all others.
+        """
+        kept, self._kept = self._kept, []
+        fetched = jax.device_get([{name: _local(value) for name, value in metrics.items()} for _, metrics, _ in kept])
+        readings = [
+            Reading(step, {name: _number(value) for name, value in metrics.items()}, ids)
+            for (step, _, ids), metrics in zip(kept, fetched, strict=True)
+        ]
+        return readings, _means(readings)
+
+
+def _local(value: Array) -> Array:
+    """What this process has of an array that is spread over several: its own rows, in their order."""
+    if not isinstance(value, jax.Array) or value.is_fully_addressable or value.is_fully_replicated:
+        return value
+    return own_rows(value)
+
+
+def own_rows(value: jax.Array) -> np.ndarray:
+    """The rows of an array, split along its first axis only, that lie on devices of this process."""
+    rows = {shard.index[0].start or 0: shard.data for shard in value.addressable_shards}
+    return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
+
+
+def _number(value: Any) -> Any:
+    return float(value) if np.ndim(value) == 0 else value
+
+
+def _means(readings: Sequence[Reading]) -> dict[str, float]:
+    fine = [reading for reading in readings if not reading.metrics.get("nonfinite")] or readings
+    names = {name: None for reading in readings for name, value in reading.metrics.items() if np.ndim(value) == 0}
+    means = {}
+    for name in names:
+        of = readings if name == "nonfinite" else fine
+        values = [reading.metrics[name] for reading in of if name in reading.metrics]
+        if values:
+            means[name] = float(np.mean(values))
+    return means
+
+
+class MetricsWriter:
+    """Writes a run's metrics as `metrics.jsonl` and TensorBoard events, each step once however often it is resumed.
+
+    A line holds "step", "time" (seconds since 1970) and name -> number; of numbers that JSON has not, NaN is null and
+    the infinities are "inf" and "-inf". Only the first process of a run writes. What cannot be written, on a full disk,
+    ends no run: it is reported, kept, and written as soon as that is possible.
+
+    Args:
+      workdir: of the run, local or remote; made if it is not there.
+      history: lines up to `step` that the checkpoint kept; None takes them from the file that is there.
+      step: that the run goes on from; lines of later steps, which it will do again, are cut off.
+      report: called with one line when something cannot be written.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        history: Sequence[dict[str, Any]] | None = None,
+        step: int = 0,
+        report: Callable[[str], None] | None = None,
+    ):
+        self._folder = epath.Path(workdir)
+        self._file = self._folder / FILE
+        self._report = report
+        self._events: TensorBoardWriter | None = None
+        self._handle: Any = None
+        self._step, self._resumed_from = step, step or None
+        before = read_history(self._folder) if history is None else history
+        self._lines = [dict(line) for line in before if line["step"] <= step]
+        self._first = jax.process_index() == 0
+        self._attempt(step, self._rewrite)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """All lines so far, as they stand in the file; for the checkpoint to keep."""
+        return list(self._lines)
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Writes one line of numbers."""
+        line = {"step": step, "time": round(time.time(), 3)}
+        line |= {name: to_json_number(float(value)) for name, value in values.items()}
+        self._lines.append(line)
+        self._step = step
+        self._attempt(step, lambda: self._append(line))
+        self._attempt(step, lambda: self._tensorboard().write_scalars(step, values))
+        self._attempt(step, lambda: self._tensorboard().flush())
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Shows images, name -> u8[H, W, 3], in TensorBoard."""
+        self._attempt(step, lambda: self._tensorboard().write_images(step, images))
+        self._attempt(step, lambda: self._tensorboard().flush())
+
+    def texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Shows texts, Markdown, in TensorBoard."""
+        self._attempt(step, lambda: self._tensorboard().write_texts(step, texts))
+        self._attempt(step, lambda: self._tensorboard().flush())
+
+    def flush(self) -> None:
+        """Makes what was written visible to others; local files always are."""
+        if self._handle is None and self._lines:
+            self._attempt(self._step, self._rewrite)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self.flush()
+        for closable in (self._handle, self._events):
+            if closable is not None:
+                self._attempt(self._step, closable.close)
+        self._handle = self._events = None
+
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def _attempt(self, step: int, action: Callable[[], None]) -> None:
+        if not self._first:
+            return
+        try:
+            action()
+        except OSError as error:
+            self._forget()
+            if self._report is not None:
+                self._report(f"step {step}: metrics are not written to {self._folder} ({error}); will try again")
+
+    def _forget(self) -> None:
+        """Lets go of files that may end in the middle of something."""
+        for closable in (self._handle, self._events):
+            try:
+                if closable is not None:
+                    closable.close()
+            except OSError:
+                pass  # that is why
+        self._handle = self._events = None
+
+    def _append(self, line: dict[str, Any]) -> None:
+        if self._handle is None:
+            if _is_local(self._file):  # remote files are written whole, when flushed
+                self._rewrite()
+            return
+        self._handle.write(json.dumps(line) + "\n")
+        self._handle.flush()
+
+    def _rewrite(self) -> None:
+        """Writes all lines anew; the file is the old one or the new one at every moment."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(line) + "\n" for line in self._lines)
+        if not _is_local(self._file):
+            self._file.write_text(text)
+            return
+        temporary = self._file.with_name(FILE + ".part")
+        temporary.write_text(text)
+        os.replace(temporary, self._file)
+        self._handle = self._file.open("a")
+
+    def _tensorboard(self) -> TensorBoardWriter:
+        if self._events is None:
+            self._events = TensorBoardWriter(self._folder / EVENTS, self._resumed_from)
+            self._resumed_from = None
+        return self._events
+
+
+def read_history(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`; what a killed process left unfinished is passed over."""
+    file = epath.Path(workdir) / FILE
+    if not file.exists():
+        return []
+    lines = (_parsed(text) for text in file.read_text().splitlines())
+    return [line for line in lines if line is not None]
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and isinstance(line.get("step"), int) else None
+
+
+def to_json_number(value: float) -> float | str | None:
+    """A number as JSON has it: NaN as null, infinities as "inf" and "-inf"."""
+    if math.isfinite(value):
+        return value
+    return None if math.isnan(value) else str(value)
+
+
+def from_json_number(value: float | str | None) -> float:
+    """The other way round."""
+    return math.nan if value is None else float(value)
+
+
+def column(history: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """(step, value) of one metric, where it was measured."""
+    return [(line["step"], from_json_number(line[name])) for line in history if name in line]
+
+
+def _is_local(path: epath.Path) -> bool:
+    return "://" not in os.fspath(path)
