@@ -223,10 +223,11 @@ def _against(background: str, draw: Draws) -> str:
 
 
 def _reference(index: int, claims: Claims, draw: Draws) -> str | None:
-    """ "the red circle", with as many attributes as it takes to mean this entity alone; None where nothing does."""
+    """ "the red circle", with its place or else as many attributes as it takes to mean this entity alone; or None."""
     entity = claims.entities[index]
-    for count in range(2, len(ATTRIBUTES) + 1):
-        said = entity.without(*ATTRIBUTES[count:])
+    unsaid = [ATTRIBUTES[count:] for count in range(2, len(ATTRIBUTES) + 1)]
+    for others in (unsaid[0], ("size", "fill"), *unsaid[1:]):
+        said = entity.without(*others)
         if sum(other.says(said) for other in claims.entities) == 1:
             place = f" {lexicon.PLACES[said.position][0]}" if said.position else ""
             return f"the {_noun_phrase(said, draw, tails=False)}{place}"

@@ -32,7 +32,7 @@ _EDGE, _CORE = 40.0, 65.0  # a part consists of pixels beyond the first limit, s
 _OUTLIER = 60.0  # a background pixel that differs more counts as covered
 _LEAST_AREA = 9.0  # pixels of a 64 px image; the smallest shape has 40
 _MARGIN = 2  # pixels round a part that its explanation must get right, too
-_TRIED = 4  # explanations looked at closely, unless the best is clear:
+_TRIED = 4  # explanations that are moved and scaled to fit; the best alone where it is clear:
 _CLEAR = 2.0  # its error is smaller than all others by more than this factor
 _STEPS = (0.6, 0.6, 0.3, 0.15)  # pixels by which an explanation is moved to fit
 _SIZE_LIMITS = tuple((RADII_PX[a][1] + RADII_PX[b][0]) / 2 for a, b in itertools.pairwise(SIZES))
@@ -145,9 +145,7 @@ def _explain(part: _Part) -> SceneObject:
     errors = soft if softened else sharp
     order = errors.argsort()[:_TRIED]
     chosen = [(float(errors[i]), *candidates[i]) for i in order if errors[i] <= _CLEAR * errors[order[0]]]
-    if len(chosen) > 1:
-        chosen = [_refine(part, *candidate, softened) for candidate in chosen]
-    _, shape, fill, pose = min(chosen)
+    _, shape, fill, pose = min(_refine(part, *candidate, softened) for candidate in chosen)
     colour = _nearest_colour(_try(part, shape, fill, pose, softened)[1])
     x, y, radius = (float(value) / part.size for value in pose)
     size = SIZES[sum(radius * SIDE_PX > limit for limit in _SIZE_LIMITS)]

@@ -186,6 +186,8 @@ def _room(draw: Draws, free: list[int], placed: list, reach: float) -> tuple[int
     for cell in draw.shuffled(free):
         low_x, high_x = _span(cell % 3, reach)
         low_y, high_y = _span(cell // 3, reach)
+        if low_x > high_x or low_y > high_y:
+            continue
         for _ in range(2):
             x, y = draw.between(low_x, high_x), draw.between(low_y, high_y)
             if all((x - a) ** 2 + (y - b) ** 2 >= (reach + other + GAP_PX) ** 2 for a, b, other in placed):
@@ -194,9 +196,9 @@ def _room(draw: Draws, free: list[int], placed: list, reach: float) -> tuple[int
 
 
 def _span(third: int, reach: float) -> tuple[float, float]:
-    """Where a centre may lie along one axis, in pixels."""
+    """Where a centre may lie along one axis, in pixels: (low, high), low above high where there is no room."""
     low, high = third * SIDE_PX / 3 + REGION_MARGIN_PX, (third + 1) * SIDE_PX / 3 - REGION_MARGIN_PX
-    return max(low, min(reach + 0.5, high)), min(high, max(SIDE_PX - reach - 0.5, low))
+    return max(low, reach), min(high, SIDE_PX - reach)
 
 
 def _grid(draw: Draws, looks: list) -> tuple[SceneObject, ...]:
