@@ -6,6 +6,7 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 faile
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import uae_jax
 from uae_jax.errors import RunError
@@ -51,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_train(commands)
+    _add_report(commands)
     _add_caption(commands)
     _add_generate(commands)
     _add_reconstruct(commands)
@@ -73,6 +75,21 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     _add_overrides(parser)
     parser.set_defaults(run=_train("train"))
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="write a page about a training run",
+        description="Writes one HTML file, which needs no network, about a run of one stage or of several, finished or "
+        "under way: how far each stage came, curves, what evaluations drew, configurations. An earlier report is "
+        "replaced.",
+        epilog="example: uae report runs/tiny --output tiny.html",
+    )
+    parser.add_argument("workdir", metavar="WORKDIR", help="the --workdir of `uae train`")
+    parser.add_argument("--output", metavar="FILE", help="HTML file to write (default: WORKDIR/report.html)")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE even if it is no report")
+    parser.set_defaults(run=_report)
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -342,6 +359,13 @@ def _train(name: str) -> Callable[[argparse.Namespace], int]:
         return getattr(command, name)(args)
 
     return run
+
+
+def _report(args: argparse.Namespace) -> int:
+    from uae_jax.report import page
+
+    print(page.write(Path(args.workdir), Path(args.output) if args.output else None, force=args.force))
+    return 0
 
 
 def _convert(args: argparse.Namespace) -> int:

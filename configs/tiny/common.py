@@ -34,3 +34,28 @@ def held_out(
     data = scenes(levels, weights, seed=HELD_OUT_SEED, count=count, **more)
     data.shuffle = False
     return data
+
+
+def distilled(model: str, seed: int) -> ConfigDict:
+    """Self-distillation of a tiny DINO; the families differ in nothing but their size's name and seed."""
+    config = ConfigDict({"stage": "self_distillation", "seed": seed})
+    config.settings = ConfigDict(
+        {
+            "model": model,
+            "head": {"hidden": 192, "bottleneck": 64, "prototypes": 512},
+            "global_views": {"scale": (0.6, 1.0), "strength": 0.1, "blur": 0.1},
+            "local_views": {"scale": (0.15, 0.5), "strength": 0.1, "blur": 0.1},
+            "momentum": 0.99,
+            "momentum_steps": 1500,
+            "temperature_warmup": 200,
+        }
+    )
+    config.data = scenes(seed=10 + seed)
+    config.validation = held_out()
+    config.optimiser = ConfigDict({"learning_rate": 1e-3, "schedule": "cosine", "warmup": 100, "weight_decay": 0.05})
+    config.steps = 1500
+    config.batch_size = 64
+    config.log_every = 50
+    config.evaluate_every = 500
+    config.checkpoint_every = 500
+    return config

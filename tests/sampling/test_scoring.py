@@ -36,9 +36,19 @@ def case():
 @pytest.mark.parametrize("chunk", [0, 4, 5, 12])
 def test_scores_are_log_softmax(case, chunk):
     hidden, head, targets, wanted, best = case
-    got, likeliest = jax.jit(lambda h: token_scores(Head(), {"head": head}, h, targets, chunk))(hidden)
+    got, likeliest, entropy = jax.jit(lambda h: token_scores(Head(), {"head": head}, h, targets, chunk))(hidden)
     np.testing.assert_allclose(got, wanted, rtol=1e-5)
     np.testing.assert_array_equal(likeliest, best)
+    logits = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64)
+    p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(-1), rtol=1e-5)
+
+
+def test_a_temperature_divides_logits(case):
+    hidden, head, targets, *_ = case
+    hot = token_scores(Head(), {"head": head}, hidden, targets, temperature=2.0)
+    half = token_scores(Head(), {"head": head / 2}, hidden, targets)
+    np.testing.assert_allclose(hot.logprob, half.logprob, rtol=1e-6)
 
 
 def test_chunks_have_the_same_gradient(case):

@@ -17,14 +17,15 @@ SETTINGS = {
 def get_config(arg=None):
     captions = arg not in ("autoencoder", "self_distillation")
     levels = ("tag", "short") if captions else ()
-    scenes = {"count": 40, "size": 32, "levels": levels}
+    side = 64 if arg == "contrastive" else 32  # CLIP's images are of one size
+    scenes = {"count": 40, "size": side, "levels": levels}
     return ConfigDict(
         {
             "stage": arg,
             "settings": SETTINGS[arg],
             "data": {
                 "sources": [{"kind": "scenes", "scenes": scenes, "captions": levels}],
-                "resolution": 32,
+                "resolution": side,
                 "with_captions": captions,
             },
             "optimiser": {"learning_rate": 1e-3, "warmup": 2},

@@ -1,22 +1,16 @@
 """An inspection to look at: one HTML file with everything in it, small images included."""
 
-import base64
-import html
-import io
 from collections.abc import Iterable
 
 from PIL import Image
 
+from uae_jax import html
 from uae_jax.data import inspect
 from uae_jax.data.inspect import Card, Inspection
+from uae_jax.html import text
 
 _SMALL = 128  # pixels; smaller images are shown twice as large or more, with hard edges
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #888; --bar: #5b8def; }
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1400px; padding: 0 1.2rem; }
-h1 { font-size: 1.35rem; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.05rem; margin: 2rem 0 .6rem; }
-p.counts { color: var(--soft); margin: .2rem 0 0; }
 .charts { display: flex; flex-wrap: wrap; gap: 1.2rem 2.4rem; }
 .chart { min-width: 250px; flex: 1; max-width: 420px; }
 .chart h3 { font-size: .9rem; margin: 0 0 .3rem; }
@@ -24,10 +18,6 @@ p.counts { color: var(--soft); margin: .2rem 0 0; }
 .bar { display: grid; grid-template-columns: 6.5em 1fr 4.5em; gap: .5em; align-items: center; font-size: .8rem; }
 .bar span { text-align: right; font-variant-numeric: tabular-nums; }
 .bar i { display: block; height: .75em; min-width: 1px; background: var(--bar); border-radius: 2px; }
-table { border-collapse: collapse; font-size: .85rem; }
-td, th { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
-td { overflow-wrap: anywhere; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(270px, 1fr)); gap: 1rem; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: .7rem; overflow-wrap: anywhere; }
 .card .picture { height: 256px; display: flex; align-items: center; justify-content: center; background: #8881; }
@@ -43,13 +33,8 @@ td.number { text-align: right; font-variant-numeric: tabular-nums; }
 def to_html(result: Inspection) -> str:
     """The whole page; whatever comes from the data is escaped."""
     tally = result.tally
-    title = _text(result.source)
     parts = [
-        "<!DOCTYPE html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>{title}</title>',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{_STYLE}</style></head><body>",
-        f"<h1>{title}</h1>",
+        f"<h1>{text(result.source)}</h1>",
         f'<p class="counts">{result.records:,} records, {tally.seen:,} inspected: {tally.used:,} used, '
         f"{tally.bad:,} skipped ({tally.bad_fraction:.2%})</p>",
         *_charts(result),
@@ -57,12 +42,7 @@ def to_html(result: Inspection) -> str:
     ]
     if result.cards:
         parts += [f"<h2>{len(result.cards)} of them</h2>", '<div class="cards">', *map(_card, result.cards), "</div>"]
-    return "\n".join([*parts, "</body></html>", ""])
-
-
-def _text(value: object) -> str:
-    """Escapes; half surrogate pairs, which UTF-8 cannot hold, are spelt out."""
-    return html.escape(str(value).encode("utf-8", "backslashreplace").decode("utf-8"))
+    return html.page(result.source, _STYLE, parts)
 
 
 def _charts(result: Inspection) -> Iterable[str]:
@@ -81,13 +61,13 @@ def _charts(result: Inspection) -> Iterable[str]:
 def _chart(title: str, values: list, counts: dict[str, int]) -> str:
     most = max(counts.values())
     bars = [
-        f'<div class="bar"><span>{_text(label)}</span><i style="width:{100 * count / most:.1f}%"></i>'
+        f'<div class="bar"><span>{text(label)}</span><i style="width:{100 * count / most:.1f}%"></i>'
         f"<span>{count:,}</span></div>"
         for label, count in counts.items()
     ]
     facts = inspect.summary(values) or {}
     line = ", ".join(f"{name} {value:,.4g}" for name, value in facts.items())
-    return f'<div class="chart"><h3>{_text(title)}</h3><p>{line}</p>{"".join(bars)}</div>'
+    return f'<div class="chart"><h3>{text(title)}</h3><p>{line}</p>{"".join(bars)}</div>'
 
 
 def _faults(result: Inspection) -> Iterable[str]:
@@ -97,8 +77,8 @@ def _faults(result: Inspection) -> Iterable[str]:
         yield f"<h2>{title}</h2><table><tr><th>kind</th><th>records</th><th>the first of them</th></tr>"
         for kind, count in sorted(counts.items(), key=lambda item: -item[1].count):
             more = ", ..." if count.count > len(count.first) else ""
-            names = ", ".join(map(_text, count.first)) + more
-            yield f'<tr><td>{_text(kind)}</td><td class="number">{count.count:,}</td><td>{names}</td></tr>'
+            names = ", ".join(map(text, count.first)) + more
+            yield f'<tr><td>{text(kind)}</td><td class="number">{count.count:,}</td><td>{names}</td></tr>'
         yield "</table>"
 
 
@@ -106,22 +86,20 @@ def _card(card: Card) -> str:
     width, height = card.size
     small = ' class="small"' if max(card.size) <= _SMALL else ""
     fields: dict[str, list[str]] = {}
-    for field, text in card.captions:
-        fields.setdefault(field, []).append(text)
+    for field, caption in card.captions:
+        fields.setdefault(field, []).append(caption)
     captions = "".join(
-        f"<dt>{_text(field)}{f' (1 of {len(texts)})' if len(texts) > 1 else ''}</dt><dd>{_text(texts[0])}</dd>"
+        f"<dt>{text(field)}{f' (1 of {len(texts)})' if len(texts) > 1 else ''}</dt><dd>{text(texts[0])}</dd>"
         for field, texts in fields.items()
     )
     return (
         f'<div class="card"><div class="picture"><img{small} alt="" src="{_data_uri(card.thumbnail)}"></div>'
-        f'<div class="id">{_text(card.id)} &middot; {width} &times; {height}</div><dl>{captions}</dl></div>'
+        f'<div class="id">{text(card.id)} &middot; {width} &times; {height}</div><dl>{captions}</dl></div>'
     )
 
 
 def _data_uri(image: Image.Image) -> str:
     """Small images stay exact, larger ones become JPEG."""
-    exact = max(image.size) <= _SMALL
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG" if exact else "JPEG", **({"optimize": True} if exact else {"quality": 80}))
-    kind = "png" if exact else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    if max(image.size) <= _SMALL:
+        return html.data_uri(html.encoded(image, "PNG", optimize=True), "PNG")
+    return html.data_uri(html.encoded(image, "JPEG", quality=80), "JPEG")

@@ -29,6 +29,7 @@ Array = jax.Array
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+_JAX_RESAMPLING = {Image.Resampling.BICUBIC: "cubic", Image.Resampling.BILINEAR: "linear"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +51,38 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """RGB image -> f32[S, S, 3], normalised."""
-        if self.shortest is None:
-            image = image.resize((self.side, self.side), self.resample)
-        else:
-            scale = self.shortest / min(image.size)
-            # The longer side is cut to whole pixels, not rounded, as the published processors do.
-            size = tuple(self.shortest if s == min(image.size) else int(s * scale) for s in image.size)
-            left, top = ((s - self.side) // 2 for s in size)
-            image = image.resize(size, self.resample).crop((left, top, left + self.side, top + self.side))
+        rows, columns = self._scaled(image.height, image.width)
+        left, top = (columns - self.side) // 2, (rows - self.side) // 2
+        image = image.resize((columns, rows), self.resample).crop((left, top, left + self.side, top + self.side))
         pixels = np.asarray(image, np.float32) / 255
         return (pixels - np.float32(self.mean)) / np.float32(self.std)
+
+    def on_device(self, images: Array) -> Array:
+        """The same for f32[B, H, W, 3] in [0, 1], pure and differentiable: f32[B, S, S, 3].
+
+        Agrees with PIL but for its rounding to whole levels after each of the two passes.
+        """
+        height, width = images.shape[1:3]
+        rows, columns = self._scaled(height, width)
+        resized = jax.image.resize(
+            images.astype(jnp.float32),
+            (images.shape[0], rows, columns, images.shape[3]),
+            _JAX_RESAMPLING[Image.Resampling(self.resample)],
+        )
+        top, left = (rows - self.side) // 2, (columns - self.side) // 2
+        pixels = jnp.clip(resized[:, top : top + self.side, left : left + self.side], 0.0, 1.0)
+        return (pixels - np.float32(self.mean)) / np.float32(self.std)
+
+    def _scaled(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width before the crop."""
+        if self.shortest is None:
+            return self.side, self.side
+        shorter = min(height, width)
+        # The longer side is cut to whole pixels, not rounded, as the published processors do.
+        rows, columns = (
+            self.shortest if side == shorter else int(side * self.shortest / shorter) for side in (height, width)
+        )
+        return rows, columns
 
 
 # What each family's published processor does, where the folder does not say.

@@ -99,6 +99,16 @@ def answer_hidden_states(
 
     State n has read the answer up to token n. (The logits of token n are those of the state before it.)
     """
+    return hidden_with_answers(encoder, variables, prompts, answers, lengths)[1]
+
+
+def hidden_with_answers(
+    encoder: Qwen2_5_VL, variables: Variables, prompts: Prompts, answers: Array, lengths: Array
+) -> tuple[Array, Array]:
+    """The final hidden states at each prompt's last token, [R, 1, D], and at each answer token, [R, N, D].
+
+    Arguments as `answer_conditioning`. An image is read once for all answers to its prompt.
+    """
     features = None
     if prompts.images is not None:
         features = encoder.apply(variables, prompts.images, method="encode_images")
@@ -107,13 +117,16 @@ def answer_hidden_states(
     steps = jnp.arange(answers.shape[1])
     told = encoder.apply(variables, answers, method="embed")
     following = jnp.repeat(prompts.next_position, group)[:, None] + steps
+    valid = jnp.repeat(prompts.valid, group, axis=0)
     hidden, _ = encoder.apply(
         variables,
         jnp.concatenate([jnp.repeat(asked, group, axis=0), told], axis=1),
         jnp.concatenate(
             [jnp.repeat(prompts.positions, group, axis=1), jnp.broadcast_to(following, (3, *following.shape))], axis=2
         ),
-        jnp.concatenate([jnp.repeat(prompts.valid, group, axis=0), steps < lengths[:, None]], axis=1).astype(jnp.int32),
+        jnp.concatenate([valid, steps < lengths[:, None]], axis=1).astype(jnp.int32),
         method="hidden_states",
     )
-    return hidden[:, prompts.tokens.shape[1] :]
+    length = prompts.tokens.shape[1]
+    last = valid.astype(jnp.int32).sum(axis=1) - 1
+    return jnp.take_along_axis(hidden[:, :length], last[:, None, None], axis=1), hidden[:, length:]

@@ -142,6 +142,17 @@ def schedule_from_sigmas(sigma: Sequence[float], form: str, levels: Sequence[flo
     return Schedule(*(jnp.asarray(value, jnp.float32) for value in (sigma, c_x, c_v, std)))
 
 
+def windowed(noisy: Schedule, first: Array | int, width: int) -> Schedule:
+    """Keeps the noise of `width` steps from `first` on; the others become ODE steps. `first` may be traced: i32[]."""
+    step = jnp.arange(noisy.steps)
+    inside = (step >= first) & (step < first + width)
+    return noisy.replace(
+        c_x=jnp.where(inside, noisy.c_x, 1.0),
+        c_v=jnp.where(inside, noisy.c_v, noisy.sigma[1:] - noisy.sigma[:-1]),
+        std=jnp.where(inside, noisy.std, 0.0),
+    )
+
+
 def transition(schedule: Schedule, step: Array | int, x: Array, v: Array) -> tuple[Array, Array]:
     """The density of the next latent: mean f32[B, H, W, C] and standard deviation f32[] (0 on an ODE step).
 
@@ -193,10 +204,12 @@ def sample(
       latents: f32[B, H, W, C] noise.
       schedule: the steps.
       keys: a PRNG key per image for the steps' noise; None for an ODE rollout.
-      trajectory: also return every latent and its log-density, for training.
+      trajectory: also return every latent, its log-density and the mean that it was drawn around, for training; what
+        is not used of them is not kept.
 
     Returns:
-      (latents at sigma 0, None or {"latents": f32[N + 1, B, H, W, C], "logprob": f32[N, B]}).
+      latents at sigma 0; and None or {"latents": f32[N + 1, B, H, W, C], "logprob": f32[N, B], "mean": f32[N, B, H, W,
+      C]}.
 
     Raises:
       ValueError: if there are no keys and the schedule is known to be stochastic.
@@ -210,11 +223,11 @@ def sample(
             x_next = mean
         else:
             x_next = mean + std * initial_noise(jax.vmap(lambda k: jax.random.fold_in(k, i))(keys), x.shape[1:])
-        return x_next, (x_next, logprob(x_next, mean, std)) if trajectory else None
+        return x_next, (x_next, logprob(x_next, mean, std), mean) if trajectory else None
 
     latents = latents.astype(jnp.float32)
     final, kept = jax.lax.scan(step, latents, jnp.arange(schedule.steps))
     if not trajectory:
         return final, None
-    path, density = kept
-    return final, {"latents": jnp.concatenate([latents[None], path]), "logprob": density}
+    path, density, means = kept
+    return final, {"latents": jnp.concatenate([latents[None], path]), "logprob": density, "mean": means}

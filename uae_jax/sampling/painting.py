@@ -62,6 +62,7 @@ def guided_velocity(
     positive: Conditioning,
     negative: Conditioning | None = None,
     guidance: Array | float = 1.0,
+    learn_negative: bool = True,
 ) -> Callable[[Array, Array], Array]:
     """Makes the velocity function of a rollout.
 
@@ -76,6 +77,7 @@ def guided_velocity(
       positive: B rows.
       negative: B rows, or None for no guidance.
       guidance: f32[].
+      learn_negative: whether a gradient flows through the negative branch.
 
     Returns:
       (x f32[B, h, w, Z], step i32[]) -> f32[B, h, w, Z].
@@ -94,6 +96,8 @@ def guided_velocity(
         if negative is None:
             return v
         v_negative, v_positive = jnp.moveaxis(v.reshape(-1, 2, *v.shape[1:]), 1, 0)
+        if not learn_negative:
+            v_negative = jax.lax.stop_gradient(v_negative)
         return v_negative + guidance * (v_positive - v_negative)
 
     return velocity
@@ -182,6 +186,11 @@ def paint(
     return decode(vae, vae_params, final)
 
 
+def to_unit(images: Array) -> Array:
+    """[-1, 1] -> f32 in [0, 1], as scorers take them: x / 2 + 1/2."""
+    return jnp.clip(images.astype(jnp.float32) / 2 + 0.5, 0.0, 1.0)
+
+
 def to_uint8(images: Array) -> Array:
     """[-1, 1] -> u8, rounded, as diffusers does: 255 (x / 2 + 1/2)."""
-    return jnp.round(jnp.clip(images / 2 + 0.5, 0.0, 1.0) * 255).astype(jnp.uint8)
+    return jnp.round(to_unit(images) * 255).astype(jnp.uint8)

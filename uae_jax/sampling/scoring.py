@@ -1,21 +1,43 @@
 """Log-probabilities of given tokens, without ever holding the logits of a long text.
 
-Letters: B rows, T tokens, D width, V vocabulary.
+Letters: B rows or prompts, G answers of each prompt, R = B G rows, T tokens, N tokens of an answer, D width,
+V vocabulary.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from uae_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from uae_jax.models.qwen2_5_vl.prompts import Prompts
+from uae_jax.sampling import conditioning
 
 Array = jax.Array
 
 
+class TokenScores(NamedTuple):
+    """What a model thinks of given tokens.
+
+    Attributes:
+      logprob: f32[B, T].
+      best: bool[B, T], whether it is the likeliest token.
+      entropy: f32[B, T], of the distribution that the token is one of, nats.
+    """
+
+    logprob: Array
+    best: Array
+    entropy: Array
+
+
 def token_scores(
-    model: Qwen2_5_VL, variables: dict[str, Any], hidden: Array, targets: Array, chunk: int = 0
-) -> tuple[Array, Array]:
+    model: Qwen2_5_VL,
+    variables: dict[str, Any],
+    hidden: Array,
+    targets: Array,
+    chunk: int = 0,
+    temperature: Array | float = 1.0,
+) -> TokenScores:
     """Scores one token per hidden state.
 
     Args:
@@ -24,15 +46,18 @@ def token_scores(
       hidden: [B, T, D], final hidden states.
       targets: i32[B, T], the token that should follow each.
       chunk: how many positions' logits exist at a time, forwards and backwards; 0, or where it does not divide T: all.
+      temperature: that tokens were drawn at; logits are divided by it, as `sampling.tokens` does.
 
     Returns:
-      (f32[B, T] log-probability, bool[B, T] whether it is the likeliest token). Softmax in float32.
+      the scores. Softmax in float32.
     """
 
-    def score(states: Array, wanted: Array) -> tuple[Array, Array]:
-        logits = model.apply(variables, states, method="logits").astype(jnp.float32)
-        chosen = jnp.take_along_axis(logits, wanted[..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1), jnp.argmax(logits, axis=-1) == wanted
+    def score(states: Array, wanted: Array) -> TokenScores:
+        logits = model.apply(variables, states, method="logits").astype(jnp.float32) / temperature
+        logprobs = jax.nn.log_softmax(logits, axis=-1)
+        chosen = jnp.take_along_axis(logprobs, wanted[..., None], axis=-1)[..., 0]
+        entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+        return TokenScores(chosen, jnp.argmax(logits, axis=-1) == wanted, entropy)
 
     length = targets.shape[1]
     if not chunk or length <= chunk or length % chunk:
@@ -42,4 +67,26 @@ def token_scores(
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
     scored = jax.lax.map(jax.checkpoint(lambda pair: score(*pair)), (parts(hidden), parts(targets)))
-    return tuple(jnp.moveaxis(x, 0, 1).reshape(targets.shape) for x in scored)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(targets.shape), scored)
+
+
+def answer_scores(
+    model: Qwen2_5_VL,
+    variables: dict[str, Any],
+    prompts: Prompts,
+    answers: Array,
+    lengths: Array,
+    chunk: int = 0,
+    temperature: Array | float = 1.0,
+) -> TokenScores:
+    """Scores answers to prompts in one pass, images in context: [R, N]; behind an answer's end they mean nothing.
+
+    Args:
+      model, variables, chunk, temperature: as `token_scores`.
+      prompts: B of them.
+      answers: i32[R, N]; G = R / B rows for each prompt, side by side.
+      lengths: i32[R], tokens of each answer, the one that ends it counted.
+    """
+    asked, told = conditioning.hidden_with_answers(model, variables, prompts, answers, lengths)
+    before = jnp.concatenate([asked, told[:, :-1]], axis=1)  # token n is foretold by the state before it
+    return token_scores(model, variables, before, answers, chunk, temperature)

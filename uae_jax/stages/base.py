@@ -84,6 +84,7 @@ class Stage(abc.ABC):
 
     Settings: ClassVar[type]
     needs_captions: ClassVar[bool] = True
+    updates: int = 1  # of the optimiser per batch, each on a part of what `prepare` made of it
 
     def __init__(self, settings: Any, seed: int = 0):
         self.settings = settings
@@ -113,9 +114,20 @@ class Stage(abc.ABC):
         return state
 
     def evaluate(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> dict[str, Array]:
-        """Metrics of one held-out batch, name -> f32[]; by default those of the loss. Pure."""
+        """Metrics of one held-out batch, name -> f32[]; by default those of the loss. Pure.
+
+        Arrays with a row for each sample may be among them, for `judge` and `drawn`.
+        """
         value, aux = self.loss(params, state, frozen, batch, key)
         return {"loss": value, **aux.metrics}
+
+    def judge(self, outputs: dict[str, np.ndarray], samples: Sequence[Sample]) -> dict[str, float]:
+        """Further metrics, computed on the host from the arrays that `evaluate` returned for a batch."""
+        return {}
+
+    def drawn(self, outputs: dict[str, np.ndarray], samples: Sequence[Sample]) -> list[Picture]:
+        """What to look at, made of the arrays that `evaluate` returned for the first batch."""
+        return []
 
     def pictures(
         self, params: Tree, state: Tree, frozen: Tree, batch: Tree, samples: Sequence[Sample]

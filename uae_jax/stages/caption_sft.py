@@ -24,19 +24,18 @@ from uae_jax.data import device_patches, token_rows
 from uae_jax.data.prompts import CAPTION_QUESTION, Buckets
 from uae_jax.data.records import Sample
 from uae_jax.data.token_rows import RowBuilder
-from uae_jax.models.qwen2_5_vl.positions import ImagePatches, ImagePlan, plan_images
+from uae_jax.models.qwen2_5_vl.positions import ImagePatches
 from uae_jax.sampling import text
 from uae_jax.sampling.scoring import token_scores
 from uae_jax.sampling.tokens import token_sampling
-from uae_jax.stages import images, models, towers, uae_models
+from uae_jax.stages import images, models, questions, towers, uae_models
 from uae_jax.stages.base import Aux, Parts, Picture, Stage
+from uae_jax.stages.questions import PLAN
 from uae_jax.stages.towers import TowerConfig
 from uae_jax.stages.uae_models import UAEParts
 
 Array = jax.Array
 Tree = Any
-
-_PLAN = ("position", "segment", "window", "slot")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +107,7 @@ class CaptionSFT(Stage):
     def collate(self, samples: Sequence[Sample]) -> Tree:
         config = self.tower.config
         pixels = device_patches.fitted(images.stack_images(samples), self.prompts.vision_inputs)
-        grid = (1, *(side // config.vision.patch_size for side in pixels.shape[1:3]))
+        grid = questions.grid_of(pixels, config.vision.patch_size)
         merged = grid[1] * grid[2] // config.vision.patches_per_token
         rows, grids = [], []
         for sample, alone in zip(samples, self._text_only(len(samples)), strict=True):
@@ -117,8 +116,8 @@ class CaptionSFT(Stage):
             )
             grids.append(() if alone else (grid,))
         packed = token_rows.pack(self.prompts, rows, grids, self.settings.token_bucket)
-        plan = _planned(tuple(grids), config.vision)
-        return {**packed, "images": pixels, **{name: getattr(plan, name) for name in _PLAN}}
+        plan = questions.planned(tuple(grids), config.vision)
+        return {**packed, "images": pixels, **{name: getattr(plan, name) for name in PLAN}}
 
     def _text_only(self, count: int) -> list[bool]:
         """Which samples of a batch go without their image: evenly spread, so the same number in every batch."""
@@ -136,7 +135,7 @@ class CaptionSFT(Stage):
         module, variables = self.tower.module, self.tower.variables(params, frozen)
         patches = device_patches.patches_of(batch["images"], self.prompts.vision_inputs)
         features = module.apply(
-            variables, ImagePatches(patches, *(batch[name] for name in _PLAN)), method="encode_images"
+            variables, ImagePatches(patches, *(batch[name] for name in PLAN)), method="encode_images"
         )
         embedded = module.apply(variables, batch["tokens"], features, batch["image_index"], method="embed")
         hidden, _ = module.apply(
@@ -148,7 +147,7 @@ class CaptionSFT(Stage):
         )
         # State t scores token t + 1; the last one has nothing to score.
         targets, weight, scored = (_next(batch[name]) for name in ("tokens", "weight", "scored"))
-        logprob, best = token_scores(module, variables, hidden, targets, self.settings.logit_chunk)
+        logprob, best, _ = token_scores(module, variables, hidden, targets, self.settings.logit_chunk)
         loss = -(weight * logprob).sum() / weight.shape[0]
         return loss, Aux(self._metrics(batch, scored, logprob, best), per_example=_row_means(-logprob, scored))
 
@@ -209,11 +208,6 @@ class CaptionSFT(Stage):
         encoder, adapter = self.tower.finished(params, frozen)
         changed = {"encoder": encoder, "encoder_lora": adapter}
         uae_models.save_uae(self.parts, self.seed, self.mesh, changed, folder, self.settings.save_dtype)
-
-
-@functools.lru_cache(maxsize=64)
-def _planned(grids: tuple, vision: Any) -> ImagePlan:
-    return plan_images(grids, vision)
 
 
 def _next(x: Array) -> Array:

@@ -16,24 +16,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from uae_jax import batching
-from uae_jax.data.prompts import Buckets
 from uae_jax.data.records import Sample
-from uae_jax.data.token_rows import RowBuilder
-from uae_jax.engine import NEGATIVE_PROMPT
-from uae_jax.models import sd3
 from uae_jax.models.autoencoder_kl import Posterior, normalise_latents
-from uae_jax.models.runtime import Runtime
 from uae_jax.sampling import flow, painting
 from uae_jax.sampling.conditioning import Conditioning
 from uae_jax.sampling.flow import Schedule
-from uae_jax.stages import flow_matching, images, painted_text, towers, uae_models
+from uae_jax.stages import flow_matching, images, painted_text, uae_models
 from uae_jax.stages.base import Aux, Parts, Picture, Stage
-from uae_jax.stages.pretrain_settings import CONTEXT, LATENTS, TOWERS, PretrainSettings, check
+from uae_jax.stages.pretrain_settings import CONTEXT, LATENTS, PretrainSettings, check
 from uae_jax.stages.uae_models import UAEParts
-from uae_jax.weights.uae import UAEWeights, scheduler_shift
+from uae_jax.stages.uae_towers import NAMES, TextSettings, UAETowers
 
 Array = jax.Array
 Tree = Any
@@ -58,51 +53,14 @@ class Pretrain(Stage):
         settings = self.settings
         self.mesh = mesh
         weights = uae_models.open_uae(self.parts, self.seed, mesh)
-        self.prompts = uae_models.prompt_builder(weights, buckets=Buckets(settings.token_bucket))
-        self.rows = RowBuilder(self.prompts, settings.max_tokens)
-        self.scheduler_shift = scheduler_shift(weights)
-        self.vae_config = weights.vae.config
-        self.vae = weights.vae.architecture.module(weights.vae.config, Runtime())
-        whole = NamedSharding(mesh, PartitionSpec())
-        frozen: dict[str, Tree] = {"pooled": uae_models.pooled_constant(weights, self.prompts, mesh)}
-        frozen["vae"] = jax.tree.map(lambda x: x.astype(jnp.float32), weights.vae.params)
-        params = self._start_towers(weights, frozen)
-        axes = {name: self.towers[name].axes for name in params}
-
-        negative = settings.negative
-        if negative is None:
-            negative = uae_models.advice(weights, "paint", "negative_prompt", NEGATIVE_PROMPT)
-        tokens = painted_text.negative_tokens(self.prompts, negative)
-        self.negative_length = tokens["tokens"].shape[1] - 1
-        if self.trains_encoder:
-            frozen["negative_tokens"] = tokens
-        else:  # constant, so it is read once
-            with jax.set_mesh(mesh):
-                frozen["negative"] = jax.jit(self._read)({}, frozen, tokens)[0].astype(jnp.float32)
+        configs = {name: getattr(settings, name) for name in NAMES}
+        text = TextSettings(settings.negative, max_tokens=settings.max_tokens, token_bucket=settings.token_bucket)
+        self.uae, params, frozen = UAETowers.start(weights, configs, text, mesh, dtype=settings.dtype, seed=self.seed)
+        self.prompts = self.uae.prompts
         if settings.precomputed:
             frozen["vae"] = {"decoder": frozen["vae"]["decoder"], **_without(frozen["vae"], ("encoder", "decoder"))}
             del frozen["encoder"]
-        small = ("pooled", "negative", "negative_tokens")
-        frozen |= {name: jax.device_put(frozen[name], whole) for name in small if name in frozen}
-        return Parts(params, frozen, params_axes=axes)
-
-    def _start_towers(self, weights: UAEWeights, frozen: dict[str, Tree]) -> dict[str, Tree]:
-        """Makes the towers; puts what is frozen of them into `frozen` and returns what is trained."""
-        settings, params, self.towers = self.settings, {}, {}
-        adapters = {"encoder": weights.encoder_lora, "projector": None, "decoder": weights.decoder_lora}
-        for number, name in enumerate(TOWERS):
-            self.towers[name], trainable, frozen[name] = towers.start(
-                getattr(weights, name),
-                getattr(settings, name),
-                adapters[name],
-                dtype=settings.dtype,
-                seed=self.seed * len(TOWERS) + number,
-                mesh=self.mesh,
-                buffers=sd3.BUFFERS if name == "decoder" else (),
-            )
-            if trainable:
-                params[name] = trainable
-        return params
+        return Parts(params, frozen, params_axes=self.uae.axes)
 
     @property
     def trains_encoder(self) -> bool:
@@ -123,12 +81,12 @@ class Pretrain(Stage):
         if self.trains_encoder or any(context is None for context in contexts):
             self._demand_arrays(samples, CONTEXT)
             captions = [sample.caption for sample in samples]
-            return painted_text.tokens_of(self.prompts, self.rows, captions, self.negative_length, least)
+            return painted_text.tokens_of(self.prompts, self.uae.rows, captions, self.uae.negative_length, least)
         packed = painted_text.states_of(contexts, least)
-        if packed["lengths"].min() < self.negative_length:
+        if packed["lengths"].min() < self.uae.negative_length:
             short = samples[int(packed["lengths"].argmin())]
             raise ValueError(
-                f"{short.id}: {packed['lengths'].min()} hidden states, wanted at least {self.negative_length}, the "
+                f"{short.id}: {packed['lengths'].min()} hidden states, wanted at least {self.uae.negative_length}, the "
                 f"length of the negative prompt; compute them with that prompt"
             )
         return packed
@@ -161,13 +119,12 @@ class Pretrain(Stage):
 
     def conditions(self, params: Tree, frozen: Tree, batch: Tree, dropped: Array | None = None) -> Conditioning:
         """What the decoder is told of each caption; of the negative prompt where bool[B] `dropped` says so."""
-        hidden = batch["context"] if "context" in batch else self._read(params, frozen, batch)
+        hidden = batch["context"] if "context" in batch else self.uae.read(params, frozen, batch)
         hidden = hidden.astype(self.settings.dtype)
         if dropped is not None:
-            hidden = jnp.where(dropped[:, None, None], self._negative(params, frozen, hidden), hidden)
-        projector = self.towers["projector"]
-        variables = projector.variables(params.get("projector", {}), frozen["projector"])
-        return Conditioning(projector.module.apply(variables, hidden), batch["lengths"])
+            negative = self.uae.negative(params, frozen, hidden.shape[1], hidden.dtype)
+            hidden = jnp.where(dropped[:, None, None], negative, hidden)
+        return self.uae.project(params, frozen, hidden, batch["lengths"])
 
     def error(self, params: Tree, frozen: Tree, told: Conditioning, x0: Array, eps: Array, sigma: Array) -> Array:
         """f32[B], the decoder's mean squared error at each sample's noise level.
@@ -177,8 +134,8 @@ class Pretrain(Stage):
           x0, eps: f32[B, h, w, Z], latents and noise.
           sigma: f32[B].
         """
-        velocity = self.towers["decoder"].module.apply(
-            self._decoder_variables(params, frozen),
+        velocity = self.uae.towers["decoder"].module.apply(
+            self.uae.variables("decoder", params, frozen),
             flow_matching.noised(x0, eps, sigma),
             sigma * flow.TRAIN_STEPS,
             told.context,
@@ -187,38 +144,25 @@ class Pretrain(Stage):
         )
         return flow_matching.squared_error(velocity, x0, eps)
 
-    def _read(self, params: Tree, frozen: Tree, batch: Tree) -> Array:
-        encoder = self.towers["encoder"]
-        variables = encoder.variables(params.get("encoder", {}), frozen["encoder"])
-        return painted_text.hidden_states(encoder.module, variables, batch)
-
-    def _negative(self, params: Tree, frozen: Tree, like: Array) -> Array:
-        """The negative's hidden states [1, T, D], as long and of the dtype of [B, T, D]."""
-        constant = frozen.get("negative")
-        hidden = self._read(params, frozen, frozen["negative_tokens"])[0] if constant is None else constant
-        return painted_text.widened(hidden, like.shape[1])[None].astype(like.dtype)
-
     def _latents(self, frozen: Tree, batch: Tree, key: Array | None) -> Array:
         """Normalised latents f32[B, h, w, Z] of a batch; without a key the posterior's mean."""
+        config = self.uae.vae_config
         if "images" in batch:
-            posterior = self.vae.apply({"params": frozen["vae"]}, images.to_pm1(batch["images"]), method="encode")
+            posterior = self.uae.vae.apply({"params": frozen["vae"]}, images.to_pm1(batch["images"]), method="encode")
         else:
             stored = batch["latents"].astype(jnp.float32)
-            if stored.shape[-1] == self.vae_config.latent_channels:  # means only
-                return normalise_latents(stored, self.vae_config)
+            if stored.shape[-1] == config.latent_channels:  # means only
+                return normalise_latents(stored, config)
             posterior = Posterior(*jnp.split(stored, 2, axis=-1))
         drawn = self.settings.posterior == "sample" and key is not None
-        return normalise_latents(posterior.sample(key) if drawn else posterior.mode(), self.vae_config)
-
-    def _decoder_variables(self, params: Tree, frozen: Tree) -> Tree:
-        return self.towers["decoder"].variables(params.get("decoder", {}), frozen["decoder"])
+        return normalise_latents(posterior.sample(key) if drawn else posterior.mode(), config)
 
     def _shift(self, latents: tuple[int, ...]) -> float:
         """The shift of noise levels for [B, h, w, Z]."""
-        shift = self.settings.shift or self.scheduler_shift
+        shift = self.settings.shift or self.uae.scheduler_shift
         if not self.settings.shift_side:
             return shift
-        height, width = (side * self.vae_config.downsampling for side in latents[1:3])
+        height, width = (side * self.uae.vae_config.downsampling for side in latents[1:3])
         return flow_matching.shift_of_size(shift, self.settings.shift_side, height, width)
 
     def evaluate(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> dict[str, Array]:
@@ -244,7 +188,7 @@ class Pretrain(Stage):
             return []
         placed = jax.tree.map(lambda leaf: batching.place(leaf, self.mesh), self.collate(shown))
         with jax.set_mesh(self.mesh):
-            schedule = flow.make_schedule(self.settings.paint_steps, shift=self.scheduler_shift)
+            schedule = self.uae.schedule(self.settings.paint_steps)
             keys = jax.random.split(jax.random.key(0), len(shown))
             painted, originals = self._paint(params, frozen, placed, schedule, keys)
         painted, originals = np.asarray(painted), np.asarray(originals)
@@ -263,9 +207,9 @@ class Pretrain(Stage):
                 away = self.conditions(params, frozen, batch, jnp.ones(batch["lengths"].shape, bool))
             x0 = self._latents(frozen, batch, None)
             painted = painting.paint(
-                self.towers["decoder"].module,
-                self._decoder_variables(params, frozen),
-                self.vae,
+                self.uae.towers["decoder"].module,
+                self.uae.variables("decoder", params, frozen),
+                self.uae.vae,
                 frozen["vae"],
                 schedule,
                 frozen["pooled"],
@@ -274,21 +218,13 @@ class Pretrain(Stage):
                 settings.guidance,
                 flow.initial_noise(keys, x0.shape[1:]),
             )
-            known = batch["images"] if "images" in batch else self._decoded(frozen, x0)
+            known = batch["images"] if "images" in batch else painting.to_uint8(self.uae.decode(frozen, x0))
             return painting.to_uint8(painted), known
 
         return jax.jit(run)
 
-    def _decoded(self, frozen: Tree, x0: Array) -> Array:
-        return painting.to_uint8(painting.decode(self.vae, frozen["vae"], x0))
-
     def save(self, params: Tree, state: Tree, frozen: Tree, folder: Path) -> None:
-        changed: dict[str, Any] = {}
-        for name in params:
-            model, adapter = self.towers[name].finished(params[name], frozen[name])
-            changed[name] = model
-            if name != "projector":
-                changed[f"{name}_lora"] = adapter
+        changed = self.uae.finished(params, frozen)
         uae_models.save_uae(self.parts, self.seed, self.mesh, changed, folder, self.settings.save_dtype)
 
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from uae_jax.sampling import flow
 from uae_jax.stages import flow_matching, models
 from uae_jax.stages.towers import TowerConfig
+from uae_jax.stages.uae_towers import NAMES
 
-TOWERS = ("encoder", "projector", "decoder")
 LATENTS, CONTEXT = "latents", "context"  # names of arrays that samples may bring, see `uae_jax.stages.precompute`
 
 
@@ -69,7 +69,7 @@ class PretrainSettings:
 
 def check(settings: PretrainSettings) -> None:
     """Raises `ValueError` on settings that cannot be."""
-    if all(getattr(settings, name).mode == "frozen" for name in TOWERS):
+    if all(getattr(settings, name).mode == "frozen" for name in NAMES):
         raise ValueError("encoder, projector and decoder are all 'frozen', which leaves nothing to train")
     if settings.projector.mode == "lora":
         raise ValueError("projector.mode is 'lora', which the published layout has no place for; wanted 'full'")

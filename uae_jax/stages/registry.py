@@ -11,6 +11,9 @@ _STAGES = {
     "contrastive": "Contrastive",
     "autoencoder": "Autoencoder",
     "self_distillation": "SelfDistillation",
+    "cold_start": "ColdStart",
+    "gen_for_understanding": "GenForUnderstanding",
+    "understanding_for_gen": "UnderstandingForGen",
 }
 
 

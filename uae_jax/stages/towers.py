@@ -105,6 +105,18 @@ class Tower:
             raise ValueError("the reference's adapter was not kept; start the tower with keep_reference=True")
         return {"params": frozen["params"], **lora.collection(frozen.get("reference"), self.lora)}
 
+    def base(self, frozen: Tree) -> dict[str, Tree]:
+        """The variables without any adapter.
+
+        Raises:
+          ValueError: if parameters are trained directly, for then there is no model without what was trained.
+        """
+        if "params" in self.axes:
+            raise ValueError(
+                "parameters are trained directly, so there is no base model; wanted mode 'lora' or 'frozen'"
+            )
+        return {"params": frozen["params"]}
+
     def finished(self, trainable: Tree, frozen: Tree, dtype: Any = None) -> tuple[Pretrained, Adapter | None]:
         """The model and its adapter, to be saved.
 

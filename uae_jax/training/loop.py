@@ -27,7 +27,7 @@ from uae_jax.training import configure, pictures
 from uae_jax.training.checkpoints import CheckpointStore
 from uae_jax.training.config import Experiment
 from uae_jax.training.feed import Fed, Feed
-from uae_jax.training.metrics import Averages, MetricsWriter
+from uae_jax.training.metrics import Averages, MetricsWriter, local_rows
 from uae_jax.training.nonfinite import BadSteps
 from uae_jax.training.optimisers import make_optimiser, schedule
 from uae_jax.training.preemption import Preemption
@@ -89,7 +89,7 @@ def train(experiment: Experiment, workdir: Path, *, name: str = "", quiet: bool 
     """Runs one stage from its last checkpoint, or from the start, to its end; see `train_stages`."""
     stage = registry.find(experiment.stage)(experiment.settings, experiment.seed)
     mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
-    check_batch(experiment, mesh)
+    check_batch(experiment, mesh, stage.updates)
     remember(experiment, workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
@@ -97,14 +97,15 @@ def train(experiment: Experiment, workdir: Path, *, name: str = "", quiet: bool 
         return run.to_the_end()
 
 
-def check_batch(experiment: Experiment, mesh: Mesh) -> None:
+def check_batch(experiment: Experiment, mesh: Mesh, updates: int = 1) -> None:
     """Raises `ValueError` where the batch does not split evenly."""
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    parts = devices * experiment.accumulate
+    parts = devices * experiment.accumulate * updates
     if experiment.batch_size % parts:
+        several = f", times {updates} updates" if updates > 1 else ""
         raise ValueError(
             f"batch_size is {experiment.batch_size}, wanted a multiple of {parts}: {devices} devices on the axes data "
-            f"and fsdp, times accumulate {experiment.accumulate}"
+            f"and fsdp, times accumulate {experiment.accumulate}{several}"
         )
 
 
@@ -151,7 +152,7 @@ class Run:
             parts = self.stage.load(self.mesh)
             self.frozen = parts.frozen
             self.state, record = self._start(parts)
-            self.rate = schedule(experiment.optimiser, experiment.steps)
+            self.rate = schedule(experiment.optimiser, self.updates)
             self.bad = BadSteps.from_json(record.get("bad_steps"), experiment.max_nonfinite)
             self.data_state = record.get("data")
             self.progress = Progress(self.name, experiment.steps, int(self.state.step), quiet=self.quiet)
@@ -168,10 +169,15 @@ class Run:
     def __exit__(self, *exception: Any) -> None:
         self.stack.close()
 
+    @property
+    def updates(self) -> int:
+        """Of the optimiser, in the whole run."""
+        return self.experiment.steps * self.stage.updates
+
     def _start(self, parts: Parts) -> tuple[TrainState, dict]:
         """The newest checkpoint's state, or a fresh one; and the checkpoint's record."""
         experiment = self.experiment
-        optimiser = make_optimiser(experiment.optimiser, experiment.steps, parts.decayed, parts.trained)
+        optimiser = make_optimiser(experiment.optimiser, self.updates, parts.decayed, parts.trained)
         state = make_state(parts, optimiser, experiment.seed, experiment.ema.decay > 0, self.mesh)
         wanted = abstract(state)
         step = make_step(
@@ -248,7 +254,7 @@ class Run:
         for failure in self.store.check():
             self.progress.note(str(failure))
         means |= {
-            "learning_rate": float(self.rate(number - 1)),
+            "learning_rate": float(self.rate(number * self.stage.updates - 1)),
             "nonfinite_steps": self.bad.count,
             "waited_for_data": feed.waited_fraction(),
             "steps_per_second": self.progress.rate(),
@@ -266,13 +272,18 @@ class Run:
             self.evaluate(params, self.state.stage, self.frozen, fed.batch, jax.random.fold_in(key, i))
             for i, fed in enumerate(self.validation)
         ]
-        fetched = jax.device_get(values)
-        means = {f"evaluation/{name}": float(np.mean([value[name] for value in fetched])) for name in fetched[0]}
+        fetched = jax.device_get([{name: local_rows(x) for name, x in value.items()} for value in values])
+        found = []
+        for value, fed in zip(fetched, self.validation, strict=True):
+            scalars = {name: float(x) for name, x in value.items() if not np.ndim(x)}
+            found.append(scalars | self.stage.judge(_arrays(value), fed.samples))
+        means = {f"evaluation/{name}": float(np.mean([value[name] for value in found])) for name in found[0]}
         self.writer.scalars(number, means)
         shown = ", ".join(f"{name.removeprefix('evaluation/')} {value:.4g}" for name, value in means.items())
         self.progress.note(f"step {number}: {shown}")
         first = self.validation[0]
         drawn = self.stage.pictures(params, self.state.stage, self.frozen, first.batch, first.samples)
+        drawn += self.stage.drawn(_arrays(fetched[0]), first.samples)
         try:
             self.writer.images(number, pictures.save_pictures(self.workdir, number, drawn))
         except OSError as error:  # no picture is worth a run
@@ -295,3 +306,7 @@ class Run:
         self.writer.flush()
         record = {"data": self.data_state, "bad_steps": self.bad.to_json(), "history": self.writer.history}
         self.store.save(number, self.state, record)
+
+
+def _arrays(outputs: dict[str, Any]) -> dict[str, np.ndarray]:
+    return {name: value for name, value in outputs.items() if np.ndim(value)}

@@ -52,7 +52,9 @@ class Averages:
           say "nonfinite" count in the mean of that metric only: they changed nothing, and would hide all others.
         """
         kept, self._kept = self._kept, []
-        fetched = jax.device_get([{name: _local(value) for name, value in metrics.items()} for _, metrics, _ in kept])
+        fetched = jax.device_get(
+            [{name: local_rows(value) for name, value in metrics.items()} for _, metrics, _ in kept]
+        )
         readings = [
             Reading(step, {name: _number(value) for name, value in metrics.items()}, ids)
             for (step, _, ids), metrics in zip(kept, fetched, strict=True)
@@ -60,7 +62,7 @@ class Averages:
         return readings, _means(readings)
 
 
-def _local(value: Array) -> Array:
+def local_rows(value: Array) -> Array:
     """What this process has of an array that is spread over several: its own rows, in their order."""
     if not isinstance(value, jax.Array) or value.is_fully_addressable or value.is_fully_replicated:
         return value
@@ -187,7 +189,7 @@ class MetricsWriter:
 
     def _append(self, line: dict[str, Any]) -> None:
         if self._handle is None:
-            if _is_local(self._file):  # remote files are written whole, when flushed
+            if _islocal_rows(self._file):  # remote files are written whole, when flushed
                 self._rewrite()
             return
         self._handle.write(json.dumps(line) + "\n")
@@ -197,7 +199,7 @@ class MetricsWriter:
         """Writes all lines anew; the file is the old one or the new one at every moment."""
         self._folder.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
-        if not _is_local(self._file):
+        if not _islocal_rows(self._file):
             self._file.write_text(text)
             return
         temporary = self._file.with_name(FILE + ".part")
@@ -246,5 +248,5 @@ def column(history: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, f
     return [(line["step"], from_json_number(line[name])) for line in history if name in line]
 
 
-def _is_local(path: epath.Path) -> bool:
+def _islocal_rows(path: epath.Path) -> bool:
     return "://" not in os.fspath(path)

@@ -47,21 +47,48 @@ def make_step(
       "bad_examples" bool[B], which samples had a loss that was no number (all False where the loss does not say).
     """
 
+    def update(state: TrainState, frozen: Tree, batch: Tree, key: Array, number: Array) -> tuple[TrainState, dict]:
+        loss, aux, grads = accumulated_gradients(stage, state, frozen, batch, key, accumulate)
+        norm = optax.tree.norm(grads)
+        fine = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.nonfinite_in_a_row < max_nonfinite)
+        updated = _updated(stage, optimiser, ema, state, grads, aux, number)
+        kept = jax.tree.map(lambda new, old: _select(fine, new, old), updated, state)
+        state = kept.replace(nonfinite_in_a_row=jnp.where(fine, 0, state.nonfinite_in_a_row + 1))
+        metrics = {"loss": loss, **aux.metrics, "grad_norm": norm, "nonfinite": 1.0 - fine}
+        return state, {**metrics, "bad_examples": ~jnp.isfinite(aux.per_example)}
+
     def step(state: TrainState, frozen: Tree, batch: Tree) -> tuple[TrainState, dict[str, Array]]:
         prepare_key, loss_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         batch, prepared = stage.prepare(state.params, state.stage, frozen, batch, prepare_key)
-        loss, aux, grads = accumulated_gradients(stage, state, frozen, batch, loss_key, accumulate)
-        norm = optax.tree.norm(grads)
-        fine = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.nonfinite_in_a_row < max_nonfinite)
-        updated = _updated(stage, optimiser, ema, state, grads, aux)
-        kept = jax.tree.map(lambda new, old: _select(fine, new, old), updated, state)
-        in_a_row = jnp.where(fine, 0, state.nonfinite_in_a_row + 1)
-        state = kept.replace(step=state.step + 1, nonfinite_in_a_row=in_a_row)
-        metrics = {"loss": loss, **prepared, **aux.metrics, "grad_norm": norm}
-        metrics = {name: value.astype(jnp.float32) for name, value in metrics.items()}
-        return state, {**metrics, "nonfinite": 1.0 - fine, "bad_examples": ~jnp.isfinite(aux.per_example)}
+        if stage.updates == 1:
+            state, metrics = update(state, frozen, batch, loss_key, state.step)
+        else:
+            state, metrics = _in_turn(update, stage.updates, state, frozen, batch, loss_key)
+        bad = metrics.pop("bad_examples")
+        metrics = {name: value.astype(jnp.float32) for name, value in {**prepared, **metrics}.items()}
+        return state.replace(step=state.step + 1), {**metrics, "bad_examples": bad}
 
     return step
+
+
+def _in_turn(
+    update: Callable, updates: int, state: TrainState, frozen: Tree, batch: Tree, key: Array
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update on each part of a batch; part u holds the samples u, u + U, u + 2U, ..., as micro-batches do.
+
+    Metrics are means over the updates but for "nonfinite", 1 if any was refused.
+    """
+    parts = jax.tree.map(lambda x: x.reshape(-1, updates, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def body(state: TrainState, item: Any) -> Any:
+        part, part_key, u = item
+        return update(state, frozen, part, part_key, state.step * updates + u)
+
+    keys = jax.random.split(key, updates)
+    state, metrics = jax.lax.scan(body, state, (parts, keys, jnp.arange(updates)))
+    bad, refused = metrics.pop("bad_examples"), metrics.pop("nonfinite")
+    means = {name: value.mean(0) for name, value in metrics.items()}
+    return state, {**means, "nonfinite": refused.max(0), "bad_examples": bad.swapaxes(0, 1).reshape(-1)}
 
 
 def accumulated_gradients(
@@ -113,14 +140,16 @@ def _updated(
     state: TrainState,
     grads: Tree,
     aux: Aux,
+    number: Array,
 ) -> TrainState:
+    """The state after update `number`, from 0."""
     changes, moments = optimiser.update(grads, state.moments, state.params)
     params = optax.apply_updates(state.params, changes)
     return state.replace(
         params=params,
         moments=moments,
-        ema=None if state.ema is None else averaged(state.ema, params, state.step, ema),
-        stage=stage.after_update(params, aux.state, state.step),
+        ema=None if state.ema is None else averaged(state.ema, params, number, ema),
+        stage=stage.after_update(params, aux.state, number),
     )
 
 

@@ -1,0 +1,58 @@
+"""Rewards that users write, named by their dotted path: `--config.settings.reward=... function="my.module.sharpness"`.
+
+Such a function takes (reference, reconstruction), f32[B, H, W, 3] in [0, 1] each, and returns f32[B] in [-1, 1]. It is
+compiled into the step, so it is written in `jax.numpy`. One that cannot be, since it calls another framework or a
+server, is marked `@on_host`: it is called with numpy arrays, once per batch, while the device waits, and what it
+returns is checked there: an exception, a wrong length or a value that is no number ends the run by its own name.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+RewardFunction = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def on_host(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> RewardFunction:
+    """Makes a reward of a function of numpy arrays; no gradient flows through it."""
+    name = f"{function.__module__}.{function.__qualname__}"
+
+    def checked(reference: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+        got = function(np.asarray(reference), np.asarray(reconstruction))
+        value = None if got is None else np.asarray(got)
+        if value is None or value.shape != (len(reference),):
+            shown = "None" if value is None else f"shape {value.shape}"
+            raise ValueError(f"reward {name} returned {shown}, wanted ({len(reference)},): one number per pair")
+        if not (np.issubdtype(value.dtype, np.number) and np.isfinite(value).all()):
+            raise ValueError(f"reward {name} returned {value}, wanted finite numbers")
+        return value.astype(np.float32)
+
+    @functools.wraps(function)
+    def traced(reference: jax.Array, reconstruction: jax.Array) -> jax.Array:
+        shape = jax.ShapeDtypeStruct(reference.shape[:1], np.float32)
+        stop = jax.lax.stop_gradient
+        return jax.pure_callback(checked, shape, stop(reference), stop(reconstruction))
+
+    return traced
+
+
+def find(path: str) -> RewardFunction:
+    """Imports a function by its dotted path.
+
+    Raises:
+      ValueError: if there is none; says which part of the path is missing.
+    """
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise ValueError(f"reward function is {path!r}, wanted a dotted path, as my_package.rewards.sharpness")
+    try:
+        there = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"reward function {path!r}: {module} cannot be imported ({error})") from None
+    function = getattr(there, name, None)
+    if not callable(function):
+        raise ValueError(f"reward function {path!r}: {module} has no function {name!r}")
+    return function

@@ -1,0 +1,1 @@
+"""Policy gradients: advantages, clipped surrogates and divergences, shared by both reinforcement stages."""

@@ -1,0 +1,292 @@
+"""Stage `understanding_for_gen`: Flow-GRPO on the decoder; the paper's last stage.
+
+The frozen encoder writes a caption of each image; the decoder paints each caption G times along noisy steps; a step of
+a painting that looks more like the image than its siblings is made more likely (Liu et al. 2025, arXiv 2505.05470). Or,
+by "nft", velocities towards good paintings are preferred to those towards bad ones, without any noise (2509.16117).
+
+Letters: B images, G paintings of each, R = B G rows, T tokens of a text, D encoder width, W trained steps, h/w latent
+height and width, Z latent channels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from uae_jax.data.records import Sample
+from uae_jax.rl import diffusion, surrogate
+from uae_jax.rl.advantages import group_advantages
+from uae_jax.sampling import flow, painting
+from uae_jax.sampling.conditioning import Conditioning
+from uae_jax.sampling.flow import Schedule
+from uae_jax.stages import flow_matching, painted_text
+from uae_jax.stages.base import Aux, Parts
+from uae_jax.stages.flow_grpo_settings import UnderstandingForGenSettings, check
+from uae_jax.stages.loop_stage import LoopStage, named
+from uae_jax.stages.micro import in_parts
+
+Array = jax.Array
+Tree = Any
+Conditions = tuple[Conditioning, Conditioning | None]
+
+
+class UnderstandingForGen(LoopStage):
+    """See the module. `prepare` makes, of each image: "hidden" [B, T, D] and "length" i32[B] of its caption,
+    "advantage" and "reward" f32[B, G], and "x0" f32[B, G, h, w, Z]; for "grpo" also "path" f32[B, G, W + 1, h, w, Z],
+    "old" f32[B, G, W], "first" i32[B], the number of the first trained step, and, with `guard`, "means" like "path"."""
+
+    Settings = UnderstandingForGenSettings
+    keep_reference = True
+
+    def __init__(self, settings: UnderstandingForGenSettings, seed: int = 0):
+        check(settings)
+        super().__init__(settings, seed)
+        self.updates = settings.updates
+        self.needs_captions = settings.captions == "data"
+
+    def load(self, mesh: Mesh) -> Parts:
+        parts = super().load(mesh)
+        if self.settings.algorithm == "nft":  # who paints: an average of the decoders so far
+            parts.state = {"decoder": parts.params["decoder"]}
+            parts.state_axes = {"decoder": self.uae.towers["decoder"].axes}
+        return parts
+
+    def collate(self, samples: Sequence[Sample]) -> Tree:
+        batch = super().collate(samples)
+        if not self.needs_captions:
+            return batch
+        told = [sample.caption for sample in samples]
+        uae = self.uae
+        rows = painted_text.tokens_of(uae.prompts, uae.rows, told, uae.negative_length, self.settings.text.token_bucket)
+        return {**batch, **{f"text/{name}": value for name, value in rows.items()}}
+
+    # -- the rollout --
+
+    def prepare(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Tree, dict]:
+        s, count = self.settings, batch["images"].shape[0]
+        text_key, noise_key, step_key, window_key = jax.random.split(key, 4)
+        hidden, lengths, metrics = self._told(params, frozen, batch, text_key)
+        acting = {**params, **state} if s.algorithm == "nft" else params
+        schedule, first = self._schedule(window_key)
+        start = self.noise(noise_key, batch)
+        if s.same_latent:
+            start = jnp.repeat(start, s.group, axis=0)
+        else:
+            start = flow.initial_noise(jax.random.split(noise_key, count * s.group), start.shape[1:])
+        rolled = self._roll(acting, frozen, schedule, first, hidden, lengths, start, step_key)
+        reward = self.reward(frozen, batch["images"], rolled.pop("painted"))
+        advantage, told = group_advantages(reward.total.reshape(count, s.group), s.advantage)
+        metrics |= told | self.judges.metrics(reward.parts)
+        rolled = {name: x.reshape(count, s.group, *x.shape[1:]) for name, x in rolled.items()}
+        batch = {**batch, **rolled, "hidden": hidden, "length": lengths, "advantage": advantage}
+        batch |= {"reward": reward.total.reshape(count, s.group), "first": jnp.broadcast_to(first, (count,))}
+        if s.old_logprob == "replay" and s.updates > 1 and s.algorithm == "grpo":
+            variables = self.uae.variables("decoder", params, frozen)
+            replay = lambda rows: {"old": self._replayed(params, variables, frozen, schedule, rows)}  # noqa: E731
+            batch |= in_parts(replay, batch, count // s.updates)
+        return batch, jax.lax.stop_gradient(metrics)
+
+    def _told(self, params: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Array, dict[str, Array]]:
+        """Hidden states and lengths of each image's caption, and what is to be said of captions."""
+        if self.needs_captions:
+            rows = {name.removeprefix("text/"): x for name, x in batch.items() if name.startswith("text/")}
+            return self.uae.read(params, frozen, rows), rows["lengths"], {"captions_cut": rows["cut"].sum()}
+        prompts = self.prompts(batch)
+        keys = jax.random.split(key, batch["images"].shape[0])
+        encoder = self.uae.variables("encoder", params, frozen)
+        written = self.write(encoder, prompts, keys, self.settings.caption_temperature)
+        hidden, lengths = self.tell(params, frozen, prompts, written)
+        metrics = {"caption_tokens": written.lengths.mean(dtype=jnp.float32)}
+        return hidden, lengths, metrics | {"truncated": (~written.stopped).mean(dtype=jnp.float32)}
+
+    def _schedule(self, key: Array) -> tuple[Schedule, Array]:
+        """The steps of a rollout, and the number of the first that is trained."""
+        s, steps = self.settings, self.settings.paint.steps
+        if s.algorithm == "nft":
+            return self.schedule(steps), jnp.int32(0)
+        noisy = self.schedule(steps, form=s.form, noise_level=s.noise_level)
+        if not s.window:
+            return noisy, jnp.int32(0)
+        # One window for all: within a group, paintings must differ by luck and not by where their noise was.
+        first = jax.random.randint(key, (), s.window_range[0], s.window_range[1] - s.window + 1)
+        return flow.windowed(noisy, first, s.window), first
+
+    def _roll(
+        self,
+        params: Tree,
+        frozen: Tree,
+        schedule: Schedule,
+        first: Array,
+        hidden: Array,
+        lengths: Array,
+        start: Array,
+        key: Array,
+    ) -> dict[str, Array]:
+        """Paints every caption G times, part by part; arrays have R rows."""
+        s, group = self.settings, self.settings.group
+        keys = jax.random.split(key, len(start))
+        several = [jnp.repeat(x, group, axis=0) for x in (hidden, lengths)]
+
+        def some(rows: Tree) -> dict[str, Array]:
+            hidden, lengths, start, keys = rows
+            conditions = self.uae.conditions(params, frozen, hidden, lengths, s.paint.guided)
+            variables = self.uae.variables("decoder", params, frozen)
+            velocity = self.uae.velocity(variables, frozen, schedule, conditions, s.paint.guidance)
+            if s.algorithm == "nft":
+                final, _ = flow.sample(velocity, start, schedule)
+                return {"x0": final, "painted": painting.to_unit(self.uae.decode(frozen, final))}
+            final, path = flow.sample(velocity, start, schedule, keys, trajectory=True)
+            latents, densities = (jnp.swapaxes(path[name], 0, 1) for name in ("latents", "logprob"))
+            kept = {
+                "path": jax.lax.dynamic_slice_in_dim(latents, first, s.trained_steps + 1, axis=1),
+                "old": jax.lax.dynamic_slice_in_dim(densities, first, s.trained_steps, axis=1),
+            }
+            if s.guard:
+                means = jnp.swapaxes(path["mean"], 0, 1)
+                kept["means"] = jax.lax.dynamic_slice_in_dim(means, first, s.trained_steps, axis=1)
+            return {**kept, "painted": painting.to_unit(self.uae.decode(frozen, final))}
+
+        return in_parts(some, (*several, start, keys), self.rows_at_a_time(start.shape))
+
+    # -- the loss --
+
+    def loss(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Aux]:
+        if self.settings.algorithm == "nft":
+            rows, metrics = self._nft(params, state, frozen, batch, key)
+        else:
+            rows, metrics = self._grpo(params, frozen, batch)
+        by_image = rows.reshape(batch["reward"].shape).mean(axis=1)
+        fine = jnp.isfinite(batch["reward"]).all(axis=1)
+        latents = batch["x0"] if self.settings.algorithm == "nft" else batch["path"]
+        fine &= jnp.isfinite(latents).reshape(len(fine), -1).all(axis=1)
+        return by_image.mean(), Aux(jax.lax.stop_gradient(metrics), per_example=named(by_image, fine))
+
+    def _conditions(self, params: Tree, frozen: Tree, batch: Tree) -> Conditions:
+        several = [jnp.repeat(batch[name], self.settings.group, axis=0) for name in ("hidden", "length")]
+        return self.uae.conditions(params, frozen, *several, self.settings.paint.guided)
+
+    def _velocity(self, variables: Tree, frozen: Tree, schedule: Schedule, conditions: Conditions) -> Any:
+        s = self.settings
+        return painting.guided_velocity(
+            self.uae.towers["decoder"].module,
+            variables,
+            schedule,
+            frozen["pooled"],
+            *conditions,
+            s.paint.guidance,
+            s.learn_negative,
+        )
+
+    def _batch_schedule(self, first: Array) -> Schedule:
+        """The schedule that a rollout was made with."""
+        s = self.settings
+        noisy = self.schedule(s.paint.steps, form=s.form, noise_level=s.noise_level)
+        return flow.windowed(noisy, first, s.window) if s.window else noisy
+
+    def _grpo(self, params: Tree, frozen: Tree, batch: Tree) -> tuple[Array, dict[str, Array]]:
+        """The clipped objective of each painting, averaged over trained steps: f32[R]."""
+        s, first = self.settings, batch["first"][0]
+        schedule, conditions = self._batch_schedule(first), self._conditions(params, frozen, batch)
+        velocity = self._velocity(self.uae.variables("decoder", params, frozen), frozen, schedule, conditions)
+        reference = None
+        if s.kl:
+            base = self.uae.towers["decoder"].reference(frozen["decoder"])
+            reference = self._velocity(base, frozen, schedule, conditions)
+        flat = {name: _rows(batch[name]) for name in ("path", "old", "means") if name in batch}
+        advantage = batch["advantage"].reshape(-1)
+
+        @jax.checkpoint
+        def one(step: Array) -> tuple[Array, dict[str, Array]]:
+            """Looks at trained step number `step`, from 0."""
+            number = first + step
+            x, after, old = flat["path"][:, step], flat["path"][:, step + 1], flat["old"][:, step]
+            v = velocity(x, number)
+            mean, std = flow.transition(schedule, number, x, v)
+            logprob = flow.logprob(after, mean, std)
+            if s.old_logprob == "replay" and s.updates == 1:
+                old = jax.lax.stop_gradient(logprob)
+            if s.guard:  # old + the guarded log-ratio, so that the surrogate finds it as it finds any other
+                logprob = old + diffusion.guarded_log_ratio(logprob - old, mean, flat["means"][:, step], std)
+            ones = jnp.ones_like(logprob)[:, None]
+            loss, ratio = surrogate.surrogate(logprob[:, None], old[:, None], advantage, ones, s.clip)
+            loss = loss[:, 0]
+            if s.guard:
+                loss = loss / (schedule.sigma[number] - schedule.sigma[number + 1])
+            metrics = surrogate.ratio_metrics(ratio, advantage, ones, s.clip)
+            if reference is not None:
+                v_reference = jax.lax.stop_gradient(reference(x, number))
+                divergence = diffusion.step_kl(schedule, number, v, v_reference, s.kl_form)
+                loss = loss + s.kl * divergence
+                metrics |= {"kl": divergence.mean(), "velocity_gap": diffusion.velocity_gap(v, v_reference).mean()}
+                metrics["velocity_growth"] = jnp.linalg.norm(v) / jnp.linalg.norm(v_reference)
+            return loss, metrics
+
+        losses, metrics = jax.lax.map(one, jnp.arange(s.trained_steps))
+        by_step = {f"{name}/{i}": value[i] for name, value in metrics.items() for i in range(s.trained_steps)}
+        summary = {name: value.mean() for name, value in metrics.items()}
+        return losses.mean(axis=0), by_step | summary
+
+    def _replayed(self, params: Tree, variables: Tree, frozen: Tree, schedule: Schedule, batch: Tree) -> Array:
+        """Log-densities of a rollout's steps, as the loss computes them: f32[B, G, W]."""
+        velocity = self._velocity(variables, frozen, schedule, self._conditions(params, frozen, batch))
+        path, first = _rows(batch["path"]), batch["first"][0]
+
+        def one(step: Array) -> Array:
+            mean, std = flow.transition(schedule, first + step, path[:, step], velocity(path[:, step], first + step))
+            return flow.logprob(path[:, step + 1], mean, std)
+
+        densities = jax.lax.map(one, jnp.arange(self.settings.trained_steps))
+        return densities.swapaxes(0, 1).reshape(*batch["path"].shape[:2], -1)
+
+    def _nft(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, dict]:
+        """DiffusionNFT's loss of each painting, averaged over noise levels: f32[R]."""
+        s = self.settings
+        x0, conditions = _rows(batch["x0"]), self._conditions(params, frozen, batch)
+        good = diffusion.optimality(batch["advantage"].reshape(-1), max(s.advantage.clamp, 1.0))
+        towers = self.uae.towers["decoder"]
+        policies = {
+            "own": self.uae.variables("decoder", params, frozen),
+            "old": towers.variables(state["decoder"], frozen["decoder"]),
+        }
+        if s.kl:
+            policies["reference"] = towers.reference(frozen["decoder"])
+
+        @jax.checkpoint
+        def one(draw: Array) -> tuple[Array, dict[str, Array]]:
+            level_key, noise_key = jax.random.split(draw)
+            sigma = jax.random.uniform(level_key, x0.shape[:1], minval=0.01, maxval=1.0)
+            x = flow_matching.noised(x0, jax.random.normal(noise_key, x0.shape), sigma)
+            v = {
+                name: self._velocity_at(variables, frozen, conditions, x, sigma) for name, variables in policies.items()
+            }
+            loss = diffusion.nft_loss(x, x0, sigma, v["own"], v["old"], good, s.nft_beta)
+            metrics = {"policy_gap": diffusion.velocity_gap(v["own"], v["old"]).mean()}
+            if s.kl:
+                gap = diffusion.velocity_gap(v["own"], v["reference"])
+                loss, metrics["velocity_gap"] = loss + s.kl * gap, gap.mean()
+            return loss, metrics
+
+        losses, metrics = jax.lax.map(one, jax.random.split(key, s.nft_draws))
+        return losses.mean(axis=0), {name: value.mean() for name, value in metrics.items()}
+
+    def _velocity_at(self, variables: Tree, frozen: Tree, conditions: Conditions, x: Array, sigma: Array) -> Array:
+        """The decoder's own velocity, without guidance, at a noise level of each row's own."""
+        told = conditions[0]
+        pooled = jnp.broadcast_to(frozen["pooled"], (len(x), *frozen["pooled"].shape))
+        module = self.uae.towers["decoder"].module
+        return module.apply(variables, x, sigma * flow.TRAIN_STEPS, told.context, pooled, told.lengths)
+
+    def after_update(self, params: Tree, state: Tree, step: Array) -> Tree:
+        if self.settings.algorithm != "nft":
+            return state
+        rate, most = self.settings.nft_decay
+        decay = jnp.minimum(rate * step, most)
+        old = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, state["decoder"], params["decoder"])
+        return {"decoder": old}
+
+
+def _rows(x: Array) -> Array:
+    """[B, G, ...] -> [R, ...]."""
+    return x.reshape(-1, *x.shape[2:])
