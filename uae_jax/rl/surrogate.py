@@ -82,10 +82,11 @@ def ratio_metrics(ratio: Array, advantage: Array, mask: Array, config: ClipConfi
     """
     there, advantage = mask > 0, advantage[:, None]
     count = jnp.maximum(mask.sum(), 1)
+    known = jnp.where(there, ratio, 1.0)  # what is masked says nothing, and nothing at all says 1
     return {
-        "ratio_min": jnp.where(there, ratio, jnp.inf).min(),
-        "ratio_mean": jnp.where(there, ratio, 0.0).sum() / count,
-        "ratio_max": jnp.where(there, ratio, -jnp.inf).max(),
+        "ratio_min": jnp.where(there.any(), jnp.where(there, ratio, jnp.inf).min(), 1.0),
+        "ratio_mean": 1 + (known - 1).sum() / count,
+        "ratio_max": jnp.where(there.any(), jnp.where(there, ratio, -jnp.inf).max(), 1.0),
         "clip_high": (there & (ratio > 1 + config.high) & (advantage > 0)).sum() / count,
         "clip_low": (there & (ratio < 1 - config.low) & (advantage < 0)).sum() / count,
     }

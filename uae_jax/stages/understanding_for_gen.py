@@ -220,7 +220,8 @@ class UnderstandingForGen(LoopStage):
                 divergence = diffusion.step_kl(schedule, number, v, v_reference, s.kl_form)
                 loss = loss + s.kl * divergence
                 metrics |= {"kl": divergence.mean(), "velocity_gap": diffusion.velocity_gap(v, v_reference).mean()}
-                metrics["velocity_growth"] = jnp.linalg.norm(v) / jnp.linalg.norm(v_reference)
+                size = [jnp.linalg.norm(x.reshape(-1)) for x in (v, v_reference)]
+                metrics["velocity_growth"] = size[0] / jnp.maximum(size[1], 1e-6)  # reinforcement inflates it
             return loss, metrics
 
         losses, metrics = jax.lax.map(one, jnp.arange(s.trained_steps))
