@@ -1,5 +1,6 @@
 """Similarity scores against transformers: models, published image processors and cosine."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -92,3 +93,25 @@ def test_a_model_without_image_features_is_refused(tmp_path):
     transformers.CLIPTextModelWithProjection(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has no image features; wanted CLIP, DINOv2 or DINOv3"):
         Scorer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(90, 60), (40, 100), (64, 64), (20, 17)])
+@pytest.mark.parametrize(
+    "way",
+    [scorers.CLIP_INPUT, scorers.DINOV2_INPUT, scorers.DINOV3_INPUT],
+    ids=["bicubic, cropped", "cropped smaller", "bilinear, squashed"],
+)
+def test_preprocessing_on_the_device_is_that_of_the_host(way, shape):
+    # PIL rounds to whole levels after each of its two passes: half a level each, up to 1.4 times that where weights of
+    # both signs add up; a level is 1 / 255 / 0.23 here. Of much taller images newer versions of PIL scale rows first;
+    # which pass clips an overshoot then differs, at single pixels.
+    small = dataclasses.replace(way, side=32, shortest=way.shortest and 32 + 4 * (way.shortest > way.side))
+    photo = photographs()[0].resize(shape)
+    got = small.on_device(np.asarray(photo, np.float32)[None] / 255)[0]
+    wanted = small(photo)
+    assert got.shape == wanted.shape == (32, 32, 3)
+    level = 1 / 255 / min(way.std)
+    difference = np.abs(got - wanted)
+    overshoots = shape[1] > 2 * shape[0] and way is not scorers.DINOV3_INPUT
+    assert (np.quantile(difference, 0.99) if overshoots else difference.max()) < 2 * level
+    assert difference.mean() < 0.5 * level

@@ -60,17 +60,16 @@ class Preprocessing:
     def on_device(self, images: Array) -> Array:
         """The same for f32[B, H, W, 3] in [0, 1], pure and differentiable: f32[B, S, S, 3].
 
-        Agrees with PIL but for its rounding to whole levels after each of the two passes.
+        Agrees with PIL but for its rounding to whole levels after each of the two passes, columns before rows.
         """
-        height, width = images.shape[1:3]
+        count, height, width, channels = images.shape
         rows, columns = self._scaled(height, width)
-        resized = jax.image.resize(
-            images.astype(jnp.float32),
-            (images.shape[0], rows, columns, images.shape[3]),
-            _JAX_RESAMPLING[Image.Resampling(self.resample)],
-        )
+        way = _JAX_RESAMPLING[Image.Resampling(self.resample)]
+        pixels = images.astype(jnp.float32)
+        for shape in ((count, height, columns, channels), (count, rows, columns, channels)):  # PIL's two passes
+            pixels = jnp.clip(jax.image.resize(pixels, shape, way), 0.0, 1.0)
         top, left = (rows - self.side) // 2, (columns - self.side) // 2
-        pixels = jnp.clip(resized[:, top : top + self.side, left : left + self.side], 0.0, 1.0)
+        pixels = pixels[:, top : top + self.side, left : left + self.side]
         return (pixels - np.float32(self.mean)) / np.float32(self.std)
 
     def _scaled(self, height: int, width: int) -> tuple[int, int]:

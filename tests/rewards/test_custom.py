@@ -1,0 +1,72 @@
+"""Rewards of a user's own: found by their path, and an error is an error."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uae_jax.rewards import custom
+
+IMAGES = jnp.full((2, 4, 4, 3), 0.5)
+
+
+def brightness(reference, reconstruction):
+    """Found by its path, below."""
+    return 1 - jnp.abs(reconstruction.mean((1, 2, 3)) - reference.mean((1, 2, 3)))
+
+
+@custom.on_host
+def host_brightness(reference, reconstruction):
+    assert isinstance(reference, np.ndarray)
+    return 1 - np.abs(reconstruction.mean((1, 2, 3)) - reference.mean((1, 2, 3)))
+
+
+def test_a_function_is_found_by_its_path():
+    assert custom.find("tests.rewards.test_custom.brightness") is not None
+    found = custom.find(f"{__name__}.brightness")
+    np.testing.assert_allclose(found(IMAGES, IMAGES * 0.5), 0.75)
+
+
+@pytest.mark.parametrize(
+    "path, message",
+    [
+        ("sharpness", "wanted a dotted path"),
+        ("no_such_package.sharpness", "no_such_package cannot be imported"),
+        ("numpy.no_such_function", "numpy has no function 'no_such_function'"),
+        ("numpy.pi", "numpy has no function 'pi'"),
+    ],
+)
+def test_a_path_that_leads_nowhere_says_where_it_ends(path, message):
+    with pytest.raises(ValueError, match=message):
+        custom.find(path)
+
+
+def test_a_function_of_numpy_arrays_runs_inside_a_compiled_program():
+    got = jax.jit(lambda a, b: host_brightness(a, b) * 2)(IMAGES, IMAGES * 0.5)
+    np.testing.assert_allclose(got, 1.5)
+
+
+def test_nothing_is_differentiated_on_the_host():
+    gradient = jax.grad(lambda x: host_brightness(IMAGES, x).sum() + x.sum())(IMAGES)
+    np.testing.assert_array_equal(gradient, 1)
+
+
+def raises(*_):
+    raise ConnectionError("no answer from the server")
+
+
+@pytest.mark.parametrize(
+    "function, message",
+    [
+        (lambda a, b: None, "returned None, wanted"),
+        (lambda a, b: np.zeros(1), r"returned shape \(1,\), wanted \(2,\)"),  # would be broadcast silently
+        (lambda a, b: 0.5, r"returned shape \(\), wanted \(2,\)"),
+        (lambda a, b: np.array([0.1, np.nan]), "wanted finite numbers"),
+        (lambda a, b: np.array(["good", "bad"]), "wanted finite numbers"),
+        (raises, "no answer from the server"),
+    ],
+)
+def test_what_is_no_reward_ends_the_program(function, message):
+    reward = custom.on_host(function)
+    with pytest.raises(Exception, match=message):
+        jax.block_until_ready(jax.jit(reward)(IMAGES, IMAGES))
