@@ -2,10 +2,10 @@
 
     uae train --config configs/tiny/captioner.py --workdir runs/tiny/captioner
 
-First it learns to name what it sees, from tags of one or two objects, where every other word is a colour or a shape.
-Then it reads captions of every length, cut short, and last whole ones. Most of them leave something out, as those of an
-instruction-tuned model do; now and then there is a complete one, so that it knows how to say more. A sixth of the rows
-are text alone, which is how the decoder's prompts are read.
+First its vision tower learns to see, from labels of the regions of an image. Then it reads captions of every length,
+cut short, and last whole ones. Most of them leave something out, as those of an instruction-tuned model do; now and
+then there is a complete one, so that it knows how to say more. A sixth of the rows are text alone, which is how the
+decoder's prompts are read.
 """
 
 from ml_collections import ConfigDict
@@ -14,27 +14,35 @@ from configs.tiny.common import held_out, scenes
 
 LEVELS = ("tag", "short", "medium", "long", "exhaustive")
 WEIGHTS = (0.1, 0.25, 0.45, 0.12, 0.08)
+SEEN = (3.0, 3.0, 3.0, 1.5, 1.0, 0.5)  # objects of an image, while it learns to see
 OBJECTS = (3.0, 3.0, 2.0, 1.0, 0.5, 0.5)
-FEW = (4.0, 1.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def get_config(arg=None):
     del arg
     config = ConfigDict()
-    config.stages = ("names", "beginnings", "whole")
-    config.names = _stage("new:tiny", 16, steps=1200, rate=2e-3, levels=("tag",), weights=(1.0,), objects=FEW)
-    config.names.settings.text_only = 0.0
-    config.beginnings = _stage("previous", 44, steps=1500, rate=1.5e-3)
-    config.whole = _stage("previous", 160, steps=300, rate=5e-4)
+    config.stages = ("seeing", "beginnings", "whole")
+    config.seeing = _seeing()
+    config.beginnings = _captions(44, steps=2000, rate=2e-3)
+    config.whole = _captions(160, steps=400, rate=5e-4)
     return config
 
 
-def _stage(model: str, max_tokens: int, steps: int, rate: float, levels=LEVELS, weights=WEIGHTS, objects=OBJECTS):
-    config = ConfigDict()
-    config.stage = "caption_sft"
+def _seeing() -> ConfigDict:
+    config = ConfigDict({"stage": "region_words"})
+    config.settings = ConfigDict({"model": "new:tiny", "max_words": 4, "max_pixels": 4096})
+    config.data = scenes(("regions",), (1.0,), objects=SEEN)
+    config.validation = held_out(("regions",), (1.0,), objects=SEEN)
+    config.optimiser = _optimiser(3e-3)
+    config.ema = ConfigDict({"decay": 0.998})
+    return _run(config, steps=5000, every=1000)
+
+
+def _captions(max_tokens: int, steps: int, rate: float) -> ConfigDict:
+    config = ConfigDict({"stage": "caption_sft"})
     config.settings = ConfigDict(
         {
-            "model": model,
+            "model": "previous",
             "encoder": {"mode": "full"},
             "text_only": 1 / 6,
             "max_tokens": max_tokens,
@@ -42,13 +50,21 @@ def _stage(model: str, max_tokens: int, steps: int, rate: float, levels=LEVELS, 
             "logit_chunk": 0,
         }
     )
-    config.data = scenes(levels, weights, objects=objects)
-    config.validation = held_out(levels, weights, objects=objects)
-    config.optimiser = ConfigDict({"learning_rate": rate, "schedule": "cosine", "warmup": 100, "weight_decay": 0.01})
+    config.data = scenes(LEVELS, WEIGHTS, objects=OBJECTS)
+    config.validation = held_out(LEVELS, WEIGHTS, objects=OBJECTS)
+    config.optimiser = _optimiser(rate)
     config.ema = ConfigDict({"decay": 0.998})
+    return _run(config, steps, every=400)
+
+
+def _optimiser(rate: float) -> ConfigDict:
+    return ConfigDict({"learning_rate": rate, "schedule": "cosine", "warmup": 100, "weight_decay": 0.01})
+
+
+def _run(config: ConfigDict, steps: int, every: int) -> ConfigDict:
     config.steps = steps
-    config.batch_size = 48
+    config.batch_size = 32
     config.log_every = 50
-    config.evaluate_every = 400
-    config.checkpoint_every = 400
+    config.evaluate_every = every
+    config.checkpoint_every = every
     return config

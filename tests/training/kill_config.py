@@ -5,19 +5,25 @@ The argument is the stage's name.
 
 from ml_collections import ConfigDict
 
+LORA = {"mode": "lora", "rank": 2}
+LOOP = {"model": "tiny", "text": {"max_tokens": 8}, "paint": {"steps": 3, "guidance": 1.0}}
 SETTINGS = {
     "autoencoder": {"model": "new:tiny"},
     "contrastive": {"model": "new:clip-tiny"},
     "self_distillation": {"model": "new:dinov2-tiny"},
-    "caption_sft": {"model": "new:tiny", "encoder": {"mode": "lora", "rank": 2}, "max_tokens": 32, "max_pixels": 1024},
+    "region_words": {"model": "new:tiny"},
+    "caption_sft": {"model": "new:tiny", "encoder": LORA, "max_tokens": 32, "max_pixels": 1024},
     "pretrain": {"model": "new:tiny"},
+    "cold_start": {"encoder": LORA, "decoder": LORA, **LOOP},
+    "gen_for_understanding": {"encoder": LORA, "group": 2, **LOOP},
+    "understanding_for_gen": {"decoder": LORA, "group": 2, "updates": 1, **LOOP},
 }
 
 
 def get_config(arg=None):
     captions = arg not in ("autoencoder", "self_distillation")
-    levels = ("tag", "short") if captions else ()
-    side = 64 if arg == "contrastive" else 32  # CLIP's images are of one size
+    levels = ("regions",) if arg == "region_words" else ("tag", "short") if captions else ()
+    side = 64 if arg in ("contrastive", "region_words") else 32  # what CLIP's size, and 4x4 regions, ask for
     scenes = {"count": 40, "size": side, "levels": levels}
     return ConfigDict(
         {

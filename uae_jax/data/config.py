@@ -17,7 +17,7 @@ class ScenesConfig:
       seed: of the first one; scenes of different seeds have nothing in common.
       size: side in pixels.
       objects: relative frequencies of 1, 2, ... 6 objects.
-      levels: of detail, a caption field each.
+      levels: of detail, a caption field each; "regions" are labels of the parts of a 4x4 grid, for `region_words`.
       variants: differently worded captions of each level are drawn from this many.
     """
 

@@ -7,6 +7,7 @@ from uae_jax.stages.base import Stage
 
 _STAGES = {
     "pretrain": "Pretrain",
+    "region_words": "RegionWords",
     "caption_sft": "CaptionSFT",
     "contrastive": "Contrastive",
     "autoencoder": "Autoencoder",

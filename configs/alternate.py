@@ -1,0 +1,28 @@
+"""Both reinforcement stages in turn, round after round: does what one learns help the other?
+
+    uae train --config configs/alternate.py --workdir runs/alternate
+    uae train --config configs/alternate.py:size=full,rounds=3,steps=300,model=runs/cold_start/model --workdir DIR
+
+`rounds` of `steps` each of `gen_for_understanding` and `understanding_for_gen`. Every stage starts from the last one's
+result, whose adapter becomes part of the weights, so that its divergence is from where it began. Compare the held-out
+`unified` score at the end of each stage (`uae report`). Hardware: see `configs/sizes.py`.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import gen_for_understanding, sizes, understanding_for_gen
+
+
+def get_config(arg=None):
+    models = {"tiny": "tiny", "small": "runs/cold_start/model", "full": "runs/cold_start/model"}
+    options = sizes.read(arg, models, rounds=2, steps=0)
+    if options.rounds < 1:
+        raise ValueError(f"rounds is {options.rounds}, wanted at least 1")
+    steps = options.steps or (60 if options.size == "tiny" else 500)
+    config = ConfigDict({"stages": ()})
+    for number in range(1, options.rounds + 1):
+        for name, stage in (("understanding", gen_for_understanding), ("generation", understanding_for_gen)):
+            config[f"{name}_{number}"] = stage.experiment(options, steps)
+            config.stages += (f"{name}_{number}",)
+            options.model = "previous"
+    return config

@@ -1,0 +1,42 @@
+"""Stage two, the cold start: 1 - reward, differentiated through caption, sampler, VAE and judge.
+
+    uae train --config configs/cold_start.py --workdir runs/cold_start
+    uae train --config configs/cold_start.py:size=small,data=data/train,held_out=data/held_out --workdir runs/cold_start
+    uae train --config configs/cold_start.py:size=full,model=models/UAE,data=data/train --workdir runs/cold_start
+
+Adapters of encoder and decoder and the whole projector learn, from the hidden states of given captions. Expect the
+reward to rise within a hundred steps, and little afterwards: it joins the two models, it does not teach them much.
+Hardware: see `configs/sizes.py`; at full size, every denoising step is computed twice, for its gradient's sake.
+"""
+
+from configs import sizes
+
+
+def get_config(arg=None):
+    models = {"tiny": "tiny", "small": "runs/pretrain/model", "full": "models/UAE"}
+    options = sizes.read(arg, models, steps=0)
+    tiny = options.size == "tiny"
+    lora = {"mode": "lora", "rank": 8 if tiny else 32, "alpha": 16.0 if tiny else 64.0, "existing": "merge"}
+    remat = "none" if tiny else "full"
+    settings = sizes.loop(
+        options,
+        encoder={**lora, "frozen": ("vision/.*",), "remat": remat},
+        projector={"mode": "full"},
+        decoder={**lora, "remat": remat},
+        paint={"steps": 4 if tiny else 10, "guidance": 3.0 if tiny else 5.0},
+        evaluation_steps=10 if tiny else 28,
+        gradient_steps=0 if tiny else 3,
+    )
+    return sizes.run(
+        options,
+        "cold_start",
+        settings,
+        sizes.data(options, captions=True),
+        optimiser={"learning_rate": {"tiny": 3e-4, "small": 1e-4, "full": 1e-5}[options.size], "warmup": 10},
+        steps=options.steps or (100 if tiny else 2000),
+        batch_size=8 if tiny else 64,
+        accumulate=1 if tiny else 8,
+        log_every=5,
+        evaluate_every=50 if tiny else 200,
+        checkpoint_every=50 if tiny else 200,
+    )

@@ -1,0 +1,45 @@
+"""Stage three, generation for understanding: GRPO on the encoder's captions, rewarded by what the decoder makes of them.
+
+    uae train --config configs/gen_for_understanding.py --workdir runs/g4u
+    uae train --config configs/gen_for_understanding.py:size=small,data=data/train --workdir runs/g4u
+    uae train --config configs/gen_for_understanding.py:size=full,model=runs/cold_start/model,data=data/train --workdir DIR
+
+Images need no captions. Expect captions to grow longer and to name what they left out, and the held-out reward to rise;
+watch `kl`, `entropy`, and the judges that reward nothing. Hardware: see `configs/sizes.py`. Tiny: half an hour on two
+CPU cores.
+"""
+
+from configs import sizes
+
+
+def get_config(arg=None):
+    models = {"tiny": "tiny", "small": "runs/cold_start/model", "full": "runs/cold_start/model"}
+    options = sizes.read(arg, models, steps=0)
+    return experiment(options, options.steps or (120 if options.size == "tiny" else 1000))
+
+
+def experiment(options, steps: int):
+    """The stage at a size, for so many steps."""
+    tiny = options.size == "tiny"
+    lora = {"mode": "lora", "rank": 16 if tiny else 32, "alpha": 32.0 if tiny else 64.0, "existing": "merge"}
+    settings = sizes.loop(
+        options,
+        encoder={**lora, "frozen": ("vision/.*",), "remat": "none" if tiny else "full"},
+        paint={"steps": 8 if tiny else 10, "guidance": 3.0 if tiny else 5.0},
+        evaluation_steps=10 if tiny else 28,
+        group=8,
+        kl=1e-3,
+    )
+    return sizes.run(
+        options,
+        "gen_for_understanding",
+        settings,
+        sizes.data(options, captions=False),
+        optimiser={"learning_rate": {"tiny": 5e-4, "small": 5e-5, "full": 1e-5}[options.size], "warmup": 5},
+        steps=steps,
+        batch_size=12 if tiny else 32,
+        accumulate=1 if tiny else 4,
+        log_every=2 if tiny else 1,
+        evaluate_every=40 if tiny else 50,
+        checkpoint_every=20,
+    )

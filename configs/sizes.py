@@ -1,0 +1,90 @@
+"""What the three sizes of the system are: models, pictures, judges, mesh. Every file beside this one takes `size=`.
+
+size    models                                       pictures           hardware
+tiny    those that come with the package             scenes, 64 px      two CPU cores
+small   0.5 B parameters, from nothing               yours, 256 px      one accelerator of 40 GB
+full    Qwen2.5-VL-3B and SD3.5-Large, published     yours, 512 px      a slice of 8 accelerators of 80 GB and more
+"""
+
+from types import SimpleNamespace
+
+from ml_collections import ConfigDict
+
+from uae_jax.training.configure import parse_arg
+
+LONG = ("long", "exhaustive")
+LEVELS, WEIGHTS = ("short", "medium", "long", "exhaustive"), (0.1, 0.3, 0.3, 0.3)
+TRAIN_SEED, HELD_OUT_SEED = 20, 1  # of scenes; the embedded models were trained on others
+# Name, weight, published scorer. CLIP is rewarded, as in the paper; the others show whether it is being gamed.
+PUBLISHED = (
+    ("clip", 1.0, "openai/clip-vit-large-patch14"),
+    ("longclip", 0.0, "models/longclip-l"),
+    ("dinov2", 0.0, "facebook/dinov2-large"),
+    ("dinov3", 0.0, "facebook/dinov3-vitl16-pretrain-lvd1689m"),
+)
+ARGUMENTS = {"size": "tiny", "data": "", "held_out": "", "model": "", "seed": 0}
+
+
+def read(arg: str | None, model: dict[str, str], **more) -> SimpleNamespace:
+    """Reads the argument of a config.
+
+    Args:
+      arg: of `get_config`: "size=small,data=DIR,held_out=DIR,model=DIR,seed=1", all of it optional but `data` of the
+        sizes that bring none; `held_out` is looked at in evaluations.
+      model: what each size starts from.
+      **more: further options and their defaults.
+
+    Raises:
+      ValueError: on an unknown size, or where there is no data.
+    """
+    options = parse_arg(arg, **ARGUMENTS, **more)
+    if options.size not in model:
+        raise ValueError(f"size is {options.size!r}, wanted one of {', '.join(model)}")
+    options.model = options.model or model[options.size]
+    options.side = {"tiny": 64, "small": 256, "full": 512}[options.size]
+    return options
+
+
+def data(options: SimpleNamespace, *, captions: bool, levels=LEVELS, weights=WEIGHTS) -> dict[str, ConfigDict]:
+    """Fields "data" and "validation" of an experiment."""
+    if options.size == "tiny" and not options.data:
+        own = _scenes(levels, weights, TRAIN_SEED + options.seed, captions, 200_000)
+        return {"data": own, "validation": _scenes(levels, weights, HELD_OUT_SEED, captions, 512, shuffle=False)}
+    found = {"data": _pictures(options.data or "data/train", options.side, captions)}
+    found["validation"] = _pictures(options.held_out or "data/held_out", options.side, captions)
+    found["validation"].shuffle = False
+    return found
+
+
+def loop(options: SimpleNamespace, **changes) -> ConfigDict:
+    """Settings that all stages of the loop have, at this size."""
+    tiny = options.size == "tiny"
+    settings = ConfigDict({"model": options.model, "dtype": "float32" if tiny else "bfloat16"})
+    if tiny:
+        settings.text = {"max_tokens": 160, "max_pixels": 4096}
+    else:
+        settings.text = {"max_tokens": 512, "max_pixels": options.side**2}
+        settings.logit_chunk = 256
+        settings.reward = tuple({"name": name, "weight": w, "model": where} for name, w, where in PUBLISHED)
+    settings.scene_scores = tiny and not options.data
+    settings.update(ConfigDict(changes))
+    return settings
+
+
+def run(options: SimpleNamespace, stage: str, settings: ConfigDict, data: dict[str, ConfigDict], **more) -> ConfigDict:
+    """The whole experiment; `more` are its further fields."""
+    config = ConfigDict({"stage": stage, "settings": settings, "seed": options.seed, **data, **more})
+    if options.size == "full":
+        config.mesh = {"data": 1, "fsdp": -1}
+    return config
+
+
+def _scenes(levels: tuple, weights: tuple, seed: int, captions: bool, count: int, **more) -> ConfigDict:
+    scenes = {"count": count, "seed": seed, "size": 64, "levels": levels if captions else ()}
+    source = {"kind": "scenes", "scenes": scenes}
+    source |= {"captions": levels, "caption_weights": weights} if captions else {}
+    return ConfigDict({"sources": [source], "resolution": 64, "with_captions": captions, **more})
+
+
+def _pictures(path: str, side: int, captions: bool) -> ConfigDict:
+    return ConfigDict({"sources": [{"path": path}], "resolution": side, "with_captions": captions, "workers": 4})

@@ -1,0 +1,48 @@
+"""Stage four, understanding for generation: Flow-GRPO on the decoder's denoising steps, by the same reward.
+
+    uae train --config configs/understanding_for_gen.py --workdir runs/u4g
+    uae train --config configs/understanding_for_gen.py:size=small,data=data/train --workdir runs/u4g
+    uae train --config configs/understanding_for_gen.py:size=full,model=runs/g4u/model,data=data/train --workdir DIR
+
+`preset=flow_grpo` is what Flow-GRPO published, `fast` trains three of ten steps without guidance, `nft` needs neither
+noise nor densities; see `uae_jax/stages/flow_grpo_settings.py`. Images need no captions: the frozen encoder writes them.
+Expect paintings of long captions to keep more of what was said, and the ratio's clip fractions to stay below a half.
+Hardware: see `configs/sizes.py`.
+"""
+
+from configs import sizes
+from uae_jax.stages.flow_grpo_settings import preset
+
+
+def get_config(arg=None):
+    models = {"tiny": "tiny", "small": "runs/g4u/model", "full": "runs/g4u/model"}
+    options = sizes.read(arg, models, steps=0, preset="")
+    return experiment(options, options.steps or (120 if options.size == "tiny" else 1000), options.preset)
+
+
+def experiment(options, steps: int, name: str = ""):
+    """The stage at a size, for so many steps, by a preset ("": "fast" at tiny, else "flow_grpo")."""
+    tiny = options.size == "tiny"
+    name = name or ("fast" if tiny else "flow_grpo")
+    lora = {"mode": "lora", "rank": 16 if tiny else 32, "alpha": 32.0 if tiny else 64.0, "existing": "merge"}
+    more = {"group": 8, "paint": {"steps": 8}} if tiny else {"paint": {"memory_gb": 24.0}}
+    settings = sizes.loop(
+        options,
+        decoder={**lora, "remat": "none" if tiny else "full"},
+        evaluation_steps=10 if tiny else 28,
+        **preset(name, **more),
+    )
+    return sizes.run(
+        options,
+        "understanding_for_gen",
+        settings,
+        sizes.data(options, captions=False),
+        optimiser={"learning_rate": 3e-4 if tiny else 1e-4, "schedule": "constant", "warmup": 5, "weight_decay": 1e-4},
+        ema={"decay": 0.9, "every": 8},
+        steps=steps,
+        batch_size=16 if tiny else 48,
+        accumulate=1 if tiny else 12,
+        log_every=2 if tiny else 1,
+        evaluate_every=40 if tiny else 50,
+        checkpoint_every=20,
+    )

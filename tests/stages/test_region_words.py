@@ -1,0 +1,83 @@
+"""Words of regions: their cross-entropy, what is trained and what is not."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from tests.stages import meshes, running
+from uae_jax.data.records import Sample
+from uae_jax.parallel.mesh import make_mesh
+from uae_jax.stages.region_words import RegionWords, RegionWordsSettings, bag_of_words
+from uae_jax.weights import uae
+
+LABELS = "red star;white;a long label of many words;blue circle"
+
+
+def samples(count=8, labels=LABELS):
+    rng = np.random.default_rng(0)
+    return [Sample(f"image {i}", rng.integers(0, 256, (32, 32, 3), np.uint8), labels) for i in range(count)]
+
+
+def stage():
+    return RegionWords(RegionWordsSettings(max_words=4, max_pixels=32 * 32))
+
+
+@pytest.fixture(scope="module")
+def run():
+    return running.start(stage())
+
+
+def test_the_loss_is_the_mean_surprise_over_words():
+    logits = np.log(np.array([[[0.5, 0.25, 0.125, 0.125], [0.1, 0.2, 0.3, 0.4]]], np.float32))
+    words = np.array([[[1, 0], [2, -1]]])
+    loss, right = bag_of_words(logits, words)
+    np.testing.assert_allclose(loss, [-np.log([0.5, 0.25, 0.3]).mean()], rtol=1e-6)
+    np.testing.assert_allclose(right, [2 / 3])  # the last label's word ranks below another
+
+
+def test_a_label_is_its_words_cut_at_the_limit(run):
+    words = run.stage.collate(samples(1))["words"]
+    tokenizer = run.stage.prompts.tokenizer
+    read = [tokenizer.decode(row[row >= 0]) for row in words[0]]
+    assert read[:2] == [" red star", " white"] and read[3] == " blue circle"
+    assert (words[0, 2] >= 0).all()
+
+
+def test_the_vision_tower_alone_learns(run):
+    loss, aux, gradient = run(samples())
+    assert loss == pytest.approx(np.mean(aux.per_example), rel=1e-6)
+    flat = running.flat(gradient)
+    assert all(path.startswith(("encoder/params/vision/", "head/")) for path in flat)
+    assert all(np.abs(leaf).max() > 0 for leaf in flat.values())
+
+
+@pytest.mark.parametrize("axes", meshes.SPLITS.values(), ids=meshes.SPLITS)
+def test_meshes_agree(run, axes):
+    loss, _, gradient = run(samples())
+    other, _, same = running.start(stage(), make_mesh(**axes))(samples())
+    assert other == pytest.approx(loss, rel=1e-6)
+    assert running.difference(same, gradient) < 1e-6
+
+
+def test_the_result_has_another_vision_tower_and_no_head(run, tmp_path):
+    trained = jax.tree.map(lambda leaf: leaf + 1, run.parts.params)
+    run.stage.save(trained, {}, run.parts.frozen, tmp_path / "model")
+    after = uae.load(tmp_path / "model")
+    before = run.stage.tower.variables(run.parts.params["encoder"], run.parts.frozen)["params"]
+    assert running.difference(after.encoder.params["language"], before["language"]) == 0
+    assert running.difference(after.encoder.params["vision"], jax.tree.map(lambda x: x + 1, before["vision"])) < 1e-7
+
+
+def test_labels_that_are_not_one_for_each_token_are_refused(run):
+    with pytest.raises(ValueError, match="image 0: 2 labels, wanted 4, one for each token of an image of 32x32 pixels"):
+        run.stage.collate(samples(1, "red star;white"))
+
+
+def test_settings_that_cannot_be_are_refused():
+    settings = RegionWordsSettings()
+    with pytest.raises(ValueError, match="max_words is 0"):
+        RegionWords(dataclasses.replace(settings, max_words=0))
+    with pytest.raises(ValueError, match="the nearest there is 'new:tiny'"):
+        RegionWords(dataclasses.replace(settings, model="new:tinny"))
