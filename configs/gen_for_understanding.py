@@ -1,8 +1,8 @@
-"""Stage three, generation for understanding: GRPO on the encoder's captions, rewarded by what the decoder makes of them.
+"""Stage three, generation for understanding: GRPO on captions, rewarded by what the decoder makes of them.
 
     uae train --config configs/gen_for_understanding.py --workdir runs/g4u
     uae train --config configs/gen_for_understanding.py:size=small,data=data/train --workdir runs/g4u
-    uae train --config configs/gen_for_understanding.py:size=full,model=runs/cold_start/model,data=data/train --workdir DIR
+    uae train --config configs/gen_for_understanding.py:size=full,data=data/train --workdir runs/g4u
 
 Images need no captions. Expect captions to grow longer and to name what they left out, and the held-out reward to rise;
 watch `kl`, `entropy`, and the judges that reward nothing. Hardware: see `configs/sizes.py`. Tiny: half an hour on two

@@ -2,10 +2,10 @@
 
     uae train --config configs/understanding_for_gen.py --workdir runs/u4g
     uae train --config configs/understanding_for_gen.py:size=small,data=data/train --workdir runs/u4g
-    uae train --config configs/understanding_for_gen.py:size=full,model=runs/g4u/model,data=data/train --workdir DIR
+    uae train --config configs/understanding_for_gen.py:size=full,data=data/train --workdir runs/u4g
 
 `preset=flow_grpo` is what Flow-GRPO published, `fast` trains three of ten steps without guidance, `nft` needs neither
-noise nor densities; see `uae_jax/stages/flow_grpo_settings.py`. Images need no captions: the frozen encoder writes them.
+noise nor densities; see `uae_jax/stages/flow_grpo_settings.py`. Captions are the frozen encoder's own.
 Expect paintings of long captions to keep more of what was said, and the ratio's clip fractions to stay below a half.
 Hardware: see `configs/sizes.py`.
 """

@@ -1,4 +1,4 @@
-"""What each part of an image shows, in words: labels to learn seeing from, where captions say too little to begin with."""
+"""What each part of an image shows, in words: labels to learn seeing from, where captions say too little for it."""
 
 import numpy as np
 
