@@ -15,8 +15,10 @@ from PIL import Image
 from uae_jax.data import scenes as world
 from uae_jax.data.scenes import Scene, SceneConfig, SceneObject, scene_rng
 from uae_jax.data.scenes.graph import COLOURS, FILLS, SHAPES, SIDE_PX
-from uae_jax.pipeline import UAE
+from uae_jax.pipeline import UAE, Reconstruction
+from uae_jax.rewards import reconstruction as reconstruction_reward
 from uae_jax.rewards.scorers import Scorer
+from uae_jax.stages import scene_scores
 
 SEED = 2  # of the scenes; recipes train on those of 0 and look at those of 1
 ONE_OBJECT = SceneConfig(counts=(1.0, 0.0, 0.0, 0.0, 0.0, 0.0))
@@ -154,6 +156,26 @@ def painting(uae: UAE, scenes: Scenes, level: str, progress: Progress) -> tuple[
         if values:
             figures[name] = float(np.mean(values))
     return figures, paintings
+
+
+def loop(uae: UAE, scenes: Scenes, progress: Progress) -> tuple[dict[str, float], list[Reconstruction]]:
+    """Every image captioned greedily and painted again: each scorer, their mean, and what captions and paintings hold.
+
+    Returns:
+      the means, and the reconstructions.
+    """
+    done: list[Reconstruction | None] = [None] * len(scenes.images)
+    for place, result in uae.iter_reconstructions(list(scenes.images)):
+        done[place] = result
+        progress(1)
+    names = list(uae.scorers)
+    figures = {name: float(np.mean([result.scores[name] for result in done])) for name in names}
+    if figures:
+        figures = {"unified": float(reconstruction_reward.unified(figures))} | figures
+    captions = [result.caption for result in done]
+    figures["words"] = float(np.mean([len(caption.split()) for caption in captions]))
+    painted = [np.asarray(result.image) for result in done]
+    return figures | scene_scores.judge(list(scenes.pixels), captions, painted), done
 
 
 def _asks(claims: world.Claims, tag: str) -> bool:

@@ -37,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="tiny", metavar="NAME|DIR", help="UAE folder (default: tiny)")
     parser.add_argument("--scenes", type=int, default=512, metavar="N", help="for each figure (default: 512)")
     parser.add_argument("--seed", type=int, default=figures.SEED, help=f"of the scenes (default: {figures.SEED})")
-    parser.add_argument("--only", action="append", metavar="GROUP", help="vae, captions, paintings, or a scorer's name")
+    parser.add_argument(
+        "--only", action="append", metavar="GROUP", help="vae, captions, loop, paintings, a scorer"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures here, too")
     args = parser.parse_args(arguments)
     model = UAE.from_pretrained(args.model)
@@ -84,6 +86,7 @@ def measure(model: UAE, folder: Path, count: int, seed: int = figures.SEED, only
             whole = count // GROUP * GROUP * len(levels)
             run(name, whole, figures.retrieval, scorer, tokenizer, some, levels, GROUP)
     run("captions", count, figures.captioning, model, some)
+    run("loop", count, figures.loop, model, some)
     one, several = Scenes.sample(count, seed, ONE_OBJECT), Scenes.sample(count, seed, SEVERAL)
     for group, scenes, level in (
         ("paintings of one object", one, "medium"),

@@ -1,0 +1,1 @@
+"""The whole method on the embedded tiny model, in minutes: what `uae demo` does."""

@@ -1,0 +1,71 @@
+"""What `uae demo` does: trains, measures the model before and after every stage, writes the report, prints a table."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import tqdm
+
+from uae_jax.pipeline import UAE
+from uae_jax.report import page
+from uae_jax.rewards.reconstruction import DEFAULT_PARTS, scorer_folder
+from uae_jax.tiny import figures
+from uae_jax.tiny.figures import Scenes
+from uae_jax.training import configure, loop
+
+CONFIG = Path(__file__).with_name("config.py")
+START = "tiny"
+FIGURES = "figures.json"
+# Figure -> heading, in the order of the table.
+COLUMNS = {
+    "unified": "unified",
+    "clip": "CLIP",
+    "longclip": "LongCLIP",
+    "dinov2": "DINOv2",
+    "dinov3": "DINOv3",
+    "words": "words",
+    "attribute_precision": "precision",
+    "attribute_recall": "recall",
+    "painting_accuracy": "painting",
+}
+LEGEND = (
+    "All on scenes that nothing was trained on. unified: mean cosine of the four scorers, of which CLIP was rewarded; "
+    "words: of a caption; precision, recall: of the attributes that captions state; painting: how much of the scene is "
+    "in what was painted from its caption."
+)
+
+
+def demo(args: argparse.Namespace) -> int:
+    """Runs everything that is not done yet in the working directory."""
+    workdir = Path(args.workdir).expanduser()
+    experiments = configure.load_config(str(CONFIG), args.overrides)
+    models = loop.train_stages(experiments, workdir, quiet=args.quiet)
+    names = ["embedded", *(name for name, _ in experiments)]
+    scenes = Scenes.sample(args.scenes)
+    rows = {}
+    for name, model in zip(names, [START, *models], strict=True):
+        rows[name] = measured(model, scenes, f"measuring {name}", args.quiet)
+    (workdir / FIGURES).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    report = page.write(workdir)
+    print(table(rows))
+    print(f"\n{LEGEND}\n\nreport: {report}")
+    return 0
+
+
+def measured(model: Path | str, scenes: Scenes, title: str, quiet: bool) -> dict[str, float]:
+    """The figures of one model, judged by the scorers that come with the package."""
+    uae = UAE.from_pretrained(model, scorers={part.name: scorer_folder(part) for part in DEFAULT_PARTS})
+    with tqdm.tqdm(total=len(scenes.images), desc=title, unit=" image", file=sys.stderr, disable=quiet) as bar:
+        return figures.loop(uae, scenes, bar.update)[0]
+
+
+def table(rows: dict[str, dict[str, float]]) -> str:
+    """A line for each model; words with one decimal, all else with three."""
+    columns = {name: heading for name, heading in COLUMNS.items() if any(name in row for row in rows.values())}
+    width = max(len(name) for name in rows) + 2
+    lines = ["after".ljust(width) + "".join(heading.rjust(11) for heading in columns.values())]
+    for model, row in rows.items():
+        cells = [f"{row[name]:.1f}" if name == "words" else f"{row[name]:.3f}" for name in columns]
+        lines.append(model.ljust(width) + "".join(cell.rjust(11) for cell in cells))
+    return "\n".join(lines)

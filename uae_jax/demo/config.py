@@ -1,0 +1,70 @@
+"""All four stages on the embedded tiny model and the scene world, as short as they can be and still show something.
+
+    uae demo --workdir runs/demo
+
+or, without the evaluation and the report, `uae train --config uae_jax/demo/config.py --workdir runs/demo`. Two CPU
+cores take some twelve minutes. `configs/` has the same stages at lengths that are meant for research.
+"""
+
+from ml_collections import ConfigDict
+
+_LEVELS, _WEIGHTS = ("medium", "long", "exhaustive"), (0.2, 0.4, 0.4)
+_LORA = {"mode": "lora", "rank": 16, "alpha": 32.0, "existing": "merge"}
+
+
+def get_config(arg=None):
+    del arg
+    config = ConfigDict({"stages": ("pretrain", "cold_start", "understanding", "generation")})
+    config.pretrain = _stage("pretrain", "tiny", captions=True, steps=200, batch=32, rate=3e-4)
+    config.pretrain.settings.update({"max_tokens": 160, "pictures": 8})
+    config.cold_start = _stage("cold_start", "previous", captions=True, steps=30, batch=8, rate=2e-4)
+    config.cold_start.settings.update(
+        _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "decoder": _LORA, "paint": _paint(4, 3.0)})
+    )
+    config.understanding = _stage("gen_for_understanding", "previous", captions=False, steps=40, batch=8, rate=5e-4)
+    config.understanding.settings.update(
+        _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "group": 8, "paint": _paint(6, 3.0)})
+    )
+    config.generation = _stage("understanding_for_gen", "previous", captions=False, steps=40, batch=8, rate=3e-4)
+    config.generation.settings.update(_loop({"decoder": _LORA, **_fast()}))
+    return config
+
+
+def _fast() -> dict:
+    from uae_jax.stages.flow_grpo_settings import preset
+
+    return preset("fast", group=8, paint={"steps": 8})
+
+
+def _paint(steps: int, guidance: float) -> dict:
+    return {"steps": steps, "guidance": guidance}
+
+
+def _loop(settings: dict) -> dict:
+    more = {"text": {"max_tokens": 160, "max_pixels": 4096}, "evaluation_steps": 10, "scene_scores": True}
+    return {**more, **settings}
+
+
+def _stage(stage: str, model: str, *, captions: bool, steps: int, batch: int, rate: float) -> ConfigDict:
+    return ConfigDict(
+        {
+            "stage": stage,
+            "settings": {"model": model},
+            "data": _scenes(20, captions, shuffle=True),
+            "validation": _scenes(1, captions, shuffle=False),
+            "optimiser": {"learning_rate": rate, "warmup": 5},
+            "steps": steps,
+            "batch_size": batch,
+            "log_every": 5,
+            "evaluate_every": max(steps // 2, 1),
+            "evaluation_batches": 4,
+            "checkpoint_every": max(steps // 2, 1),
+        }
+    )
+
+
+def _scenes(seed: int, captions: bool, shuffle: bool) -> ConfigDict:
+    levels = _LEVELS if captions else ()
+    source = {"kind": "scenes", "scenes": {"count": 20_000, "seed": seed, "size": 64, "levels": levels}}
+    source |= {"captions": levels, "caption_weights": _WEIGHTS} if captions else {}
+    return ConfigDict({"sources": [source], "resolution": 64, "with_captions": captions, "shuffle": shuffle})
