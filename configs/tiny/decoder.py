@@ -24,7 +24,7 @@ def get_config(arg=None):
         arg,
         encoded="",
         held_out=False,
-        captioner="runs/tiny/captioner/2_whole",
+        captioner="runs/tiny/captioner/3_whole",
         autoencoder="runs/tiny/autoencoder",
     )
     config = ConfigDict()
@@ -36,11 +36,11 @@ def get_config(arg=None):
             "vae_from": f"{arg.autoencoder}/model",
             "precomputed": bool(arg.encoded),
             "token_bucket": 32,
-            "max_tokens": 160,
+            "max_tokens": 77,  # with the template around it 96 tokens, so that no batch is longer for the sake of a few
             "pictures": 16,
         }
     )
-    config.data = scenes(LEVELS, WEIGHTS, objects=OBJECTS, count=100_000)
+    config.data = scenes(LEVELS, WEIGHTS, objects=OBJECTS, count=60_000)
     config.validation = held_out(LEVELS, WEIGHTS, objects=OBJECTS, count=512)
     if arg.held_out:  # to be encoded
         config.data = config.validation
@@ -50,7 +50,7 @@ def get_config(arg=None):
         config.validation.shuffle = False
     config.optimiser = ConfigDict({"learning_rate": 1e-3, "schedule": "cosine", "warmup": 200})
     config.ema = ConfigDict({"decay": 0.999})
-    config.steps = 6000
+    config.steps = 5000
     config.batch_size = 64
     config.log_every = 50
     config.evaluate_every = 1000
