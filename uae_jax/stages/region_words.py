@@ -1,12 +1,13 @@
 """Stage `region_words`: teaches the encoder's vision tower to see, from labels of an image's regions.
 
 A vision tower from nothing learns little from captions: hundreds of thousands of images pass before it tells shapes
-apart. So each of its tokens first learns which words name what it shows, by a linear head on its vocabulary that is
-thrown away in the end. The language model is left alone. `caption_sft` goes on from the result.
+apart. So each of its tokens first learns which words name what it shows: it is to point where these words' embeddings
+point, and to be no longer than a few layers of the language model can change, which is to add where the token stands.
+The language model is left alone. `caption_sft` goes on from the result.
 
 A sample's caption is its labels, one for each merged token, row by row and with semicolons between: "red star;white;".
 
-Letters: B images, M merged tokens, K words of a label, D width, V vocabulary, H/W image height and width.
+Letters: B images, M merged tokens, K words of a label, V vocabulary, H/W image height and width.
 """
 
 import dataclasses
@@ -32,6 +33,7 @@ from uae_jax.stages.uae_models import UAEParts
 
 Array = jax.Array
 Tree = Any
+SHARPNESS = 5.0  # logits per unit of length: a word that is there for certain (a logit of 10) takes a length of 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,6 @@ class RegionWords(Stage):
     """Cross-entropy of the words of each region's label; see the module.
 
     A batch: "images" u8[B, H, W, 3], "words" i32[B, M, K] with -1 behind the last, and the plan of the patches.
-    Trained are "encoder", of which the vision tower alone, and "head".
     """
 
     Settings = RegionWordsSettings
@@ -83,12 +84,7 @@ class RegionWords(Stage):
             seed=self.seed,
             mesh=mesh,
         )
-        text = self.tower.config.text
-        key = jax.random.fold_in(jax.random.key(self.seed), 1)  # the model's is the seed itself
-        kernel = jax.random.normal(key, (text.width, text.vocab)) / text.width**0.5
-        params = {"encoder": encoder, "head": {"kernel": kernel, "bias": jnp.zeros(text.vocab)}}
-        axes = {"encoder": self.tower.axes, "head": {"kernel": (None, "vocab"), "bias": ("vocab",)}}
-        return Parts(params, frozen, params_axes=axes)
+        return Parts(encoder, frozen, params_axes=self.tower.axes)
 
     def collate(self, samples: Sequence[Sample]) -> Tree:
         """Packs a batch.
@@ -117,23 +113,20 @@ class RegionWords(Stage):
         return words
 
     def loss(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Aux]:
-        variables = self.tower.variables(params["encoder"], frozen)
+        variables = self.tower.variables(params, frozen)
         patches = device_patches.patches_of(batch["images"], self.prompts.vision_inputs)
         seen = ImagePatches(patches, *(batch[name] for name in PLAN))
         features = self.tower.module.apply(variables, seen, method="encode_images").astype(jnp.float32)
-        logits = unit_scale(features) @ params["head"]["kernel"] + params["head"]["bias"]
+        embedding = variables["params"]["language"]["embedding"].astype(jnp.float32)
+        directions = embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
+        logits = SHARPNESS * jnp.einsum("bmd,vd->bmv", features, directions)
         loss, right = bag_of_words(logits, batch["words"])
         return loss.mean(), Aux({"accuracy": right.mean()}, per_example=loss)
 
     def save(self, params: Tree, state: Tree, frozen: Tree, folder: Path) -> None:
-        encoder, adapter = self.tower.finished(params["encoder"], frozen)
+        encoder, adapter = self.tower.finished(params, frozen)
         changed = {"encoder": encoder, "encoder_lora": adapter}
         uae_models.save_uae(self.parts, self.seed, self.mesh, changed, folder, self.settings.save_dtype)
-
-
-def unit_scale(x: Array) -> Array:
-    """Divides by the root mean square over the last axis."""
-    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 1e-6)
 
 
 def bag_of_words(logits: Array, words: Array) -> tuple[Array, Array]:

@@ -37,9 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--model", default="tiny", metavar="NAME|DIR", help="UAE folder (default: tiny)")
     parser.add_argument("--scenes", type=int, default=512, metavar="N", help="for each figure (default: 512)")
     parser.add_argument("--seed", type=int, default=figures.SEED, help=f"of the scenes (default: {figures.SEED})")
-    parser.add_argument(
-        "--only", action="append", metavar="GROUP", help="vae, captions, loop, paintings, a scorer"
-    )
+    parser.add_argument("--only", action="append", metavar="GROUP", help="vae, captions, loop, paintings, a scorer")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures here, too")
     args = parser.parse_args(arguments)
     model = UAE.from_pretrained(args.model)
