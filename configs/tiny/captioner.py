@@ -2,8 +2,9 @@
 
     uae train --config configs/tiny/captioner.py --workdir runs/tiny/captioner
 
-First its vision tower learns to see, from labels of the regions of an image. Then it reads captions of every length,
-cut short, and last whole ones. Most of them leave something out, as those of an instruction-tuned model do; now and
+First its vision tower learns to see, from labels of the regions of an image. Then the language model learns to look,
+at pictures of one large object: where many small ones crowd, it does not find out in any time to be had that words and
+image have to do with each other. Then come captions of every length, cut short, and last whole ones. Most of them leave something out, as those of an instruction-tuned model do; now and
 then there is a complete one, so that it knows how to say more. A sixth of the rows are text alone, which is how the
 decoder's prompts are read.
 """
@@ -16,15 +17,18 @@ LEVELS = ("tag", "short", "medium", "long", "exhaustive")
 WEIGHTS = (0.1, 0.25, 0.45, 0.12, 0.08)
 SEEN = (3.0, 3.0, 3.0, 1.5, 1.0, 0.5)  # objects of an image, while it learns to see
 OBJECTS = (3.0, 3.0, 2.0, 1.0, 0.5, 0.5)
+ONE, LARGE = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 
 
 def get_config(arg=None):
     del arg
     config = ConfigDict()
-    config.stages = ("seeing", "beginnings", "whole")
+    config.stages = ("seeing", "looking", "beginnings", "whole")
     config.seeing = _seeing()
-    config.beginnings = _captions(44, steps=2000, rate=2e-3)
-    config.whole = _captions(160, steps=400, rate=5e-4)
+    config.looking = _captions(30, steps=500, rate=2e-3, objects=ONE, object_sizes=LARGE)
+    config.looking.settings.text_only = 0.0
+    config.beginnings = _captions(44, steps=1500, rate=2e-3)
+    config.whole = _captions(160, steps=300, rate=5e-4)
     return config
 
 
@@ -38,7 +42,7 @@ def _seeing() -> ConfigDict:
     return _run(config, steps=5000, every=1000)
 
 
-def _captions(max_tokens: int, steps: int, rate: float) -> ConfigDict:
+def _captions(max_tokens: int, steps: int, rate: float, objects: tuple = OBJECTS, **more) -> ConfigDict:
     config = ConfigDict({"stage": "caption_sft"})
     config.settings = ConfigDict(
         {
@@ -50,8 +54,8 @@ def _captions(max_tokens: int, steps: int, rate: float) -> ConfigDict:
             "logit_chunk": 0,
         }
     )
-    config.data = scenes(LEVELS, WEIGHTS, objects=OBJECTS)
-    config.validation = held_out(LEVELS, WEIGHTS, objects=OBJECTS)
+    config.data = scenes(LEVELS, WEIGHTS, objects=objects, **more)
+    config.validation = held_out(LEVELS, WEIGHTS, objects=objects, **more)
     config.optimiser = _optimiser(rate)
     config.ema = ConfigDict({"decay": 0.998})
     return _run(config, steps, every=400)

@@ -46,16 +46,16 @@ def distilled(model: str, seed: int) -> ConfigDict:
             "global_views": {"scale": (0.6, 1.0), "strength": 0.1, "blur": 0.1},
             "local_views": {"scale": (0.15, 0.5), "strength": 0.1, "blur": 0.1},
             "momentum": 0.99,
-            "momentum_steps": 1500,
-            "temperature_warmup": 200,
+            "momentum_steps": 600,
+            "temperature_warmup": 100,
         }
     )
     config.data = scenes(seed=10 + seed)
     config.validation = held_out()
     config.optimiser = ConfigDict({"learning_rate": 1e-3, "schedule": "cosine", "warmup": 100, "weight_decay": 0.05})
-    config.steps = 1500
+    config.steps = 600
     config.batch_size = 64
     config.log_every = 50
-    config.evaluate_every = 500
-    config.checkpoint_every = 500
+    config.evaluate_every = 200
+    config.checkpoint_every = 200
     return config

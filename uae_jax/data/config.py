@@ -17,6 +17,7 @@ class ScenesConfig:
       seed: of the first one; scenes of different seeds have nothing in common.
       size: side in pixels.
       objects: relative frequencies of 1, 2, ... 6 objects.
+      object_sizes: relative frequencies of small, medium and large objects.
       levels: of detail, a caption field each; "regions" are labels of the parts of a 4x4 grid, for `region_words`.
       variants: differently worded captions of each level are drawn from this many.
     """
@@ -25,6 +26,7 @@ class ScenesConfig:
     seed: int = 0
     size: int = 64
     objects: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    object_sizes: tuple[float, ...] = (0.3, 0.4, 0.3)
     levels: tuple[str, ...] = ("tag", "short", "medium", "long", "exhaustive")
     variants: int = 4
 

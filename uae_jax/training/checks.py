@@ -98,6 +98,9 @@ def _scenes(where: str, scenes: ScenesConfig) -> Iterator[str]:
         yield from _at_least(f"{where}.{name}", getattr(scenes, name), least)
     if len(scenes.objects) != 6 or min(scenes.objects, default=0) < 0 or not any(scenes.objects):
         yield f"{where}.objects: is {scenes.objects!r}, wanted six frequencies, none below 0 and not all 0"
+    sizes = scenes.object_sizes
+    if len(sizes) != 3 or min(sizes, default=0) < 0 or not any(sizes):
+        yield f"{where}.object_sizes: is {sizes!r}, wanted three frequencies, none below 0 and not all 0"
 
 
 def _value(experiment: Experiment, path: str) -> Any:

@@ -34,7 +34,7 @@ class ScenesSource:
                 raise SourceError(f"scenes: {name} is {getattr(config, name)}, wanted 1 or more")
         self.name = f"scenes (seed {config.seed})"
         self._config, self._levels = config, levels or config.levels
-        self._world = SceneConfig(counts=config.objects)
+        self._world = SceneConfig(counts=config.objects, sizes=config.object_sizes)
 
     def __len__(self) -> int:
         return self._config.count
