@@ -15,8 +15,10 @@ from configs.tiny.common import held_out, scenes
 
 LEVELS = ("tag", "short", "medium", "long", "exhaustive")
 WEIGHTS = (0.1, 0.25, 0.45, 0.12, 0.08)
+FULL = (0.02, 0.03, 0.15, 0.2, 0.6)  # of most objects everything is said
 LAST = (0.02, 0.15, 0.55, 0.18, 0.1)  # tags would be all that a greedy captioner says, if they stayed the likeliest
 SEEN = (3.0, 3.0, 3.0, 1.5, 1.0, 0.5)  # objects of an image, while it learns to see
+FEW = (2.0, 3.0, 2.0, 1.0, 0.5, 0.5)
 OBJECTS = (3.0, 3.0, 2.0, 1.0, 0.5, 0.5)
 ONE, LARGE = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 
@@ -24,23 +26,26 @@ ONE, LARGE = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 def get_config(arg=None):
     del arg
     config = ConfigDict()
-    config.stages = ("seeing", "looking", "beginnings", "whole")
-    config.seeing = _seeing()
+    config.stages = ("seeing", "looking", "beginnings", "placing", "few", "whole")
+    config.seeing = _labels("regions", 4, steps=5000, rate=3e-3)
     config.looking = _captions(30, steps=500, rate=2e-3, objects=ONE, object_sizes=LARGE)
     config.looking.settings.text_only = 0.0
     config.beginnings = _captions(44, steps=1500, rate=2e-3)
+    config.placing = _labels("placed_regions", 6, steps=700, rate=1.5e-3)
+    config.placing.settings.update({"model": "previous", "read_by": "language"})
+    config.few = _captions(80, steps=700, rate=1.5e-3, objects=FEW, weights=FULL)
     config.whole = _captions(160, steps=400, rate=7e-4, weights=LAST)
     return config
 
 
-def _seeing() -> ConfigDict:
+def _labels(field: str, max_words: int, steps: int, rate: float) -> ConfigDict:
     config = ConfigDict({"stage": "region_words"})
-    config.settings = ConfigDict({"model": "new:tiny", "max_words": 4, "max_pixels": 4096})
-    config.data = scenes(("regions",), (1.0,), objects=SEEN)
-    config.validation = held_out(("regions",), (1.0,), objects=SEEN)
-    config.optimiser = _optimiser(3e-3)
+    config.settings = ConfigDict({"model": "new:tiny", "max_words": max_words, "max_pixels": 4096})
+    config.data = scenes((field,), (1.0,), objects=SEEN)
+    config.validation = held_out((field,), (1.0,), objects=SEEN)
+    config.optimiser = _optimiser(rate)
     config.ema = ConfigDict({"decay": 0.998})
-    return _run(config, steps=5000, every=1000)
+    return _run(config, steps, every=1000)
 
 
 def _captions(max_tokens: int, steps: int, rate: float, objects=OBJECTS, weights=WEIGHTS, **more) -> ConfigDict:

@@ -18,7 +18,7 @@ class ScenesConfig:
       size: side in pixels.
       objects: relative frequencies of 1, 2, ... 6 objects.
       object_sizes: relative frequencies of small, medium and large objects.
-      levels: of detail, a caption field each; "regions" are labels of the parts of a 4x4 grid, for `region_words`.
+      levels: of detail, a caption field each; "regions" and "placed_regions" are labels of a 4x4 grid's parts.
       variants: differently worded captions of each level are drawn from this many.
     """
 

@@ -1,9 +1,11 @@
-"""Stage `region_words`: teaches the encoder's vision tower to see, from labels of an image's regions.
+"""Stage `region_words`: teaches the encoder to see, from labels of an image's regions.
 
-A vision tower from nothing learns little from captions: hundreds of thousands of images pass before it tells shapes
-apart. So each of its tokens first learns which words name what it shows: it is to point where these words' embeddings
-point, and to be no longer than a few layers of the language model can change, which is to add where the token stands.
-The language model is left alone. `caption_sft` goes on from the result.
+An encoder from nothing learns little from captions: hundreds of thousands of images pass before it tells shapes or
+places apart. So each token of an image first learns which words name what it shows. Read by "vision", the tower alone
+learns: its tokens are to point where these words' embeddings point, and to be no longer than a few layers of the
+language model can change. Read by "language", all of the encoder learns: the language model names, at the image's own
+tokens, what it makes of them; the tower knows relative places only, so where something stands is first known there.
+`caption_sft` goes on from the result.
 
 A sample's caption is its labels, one for each merged token, row by row and with semicolons between: "red star;white;".
 
@@ -20,14 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from uae_jax.data import device_patches
-from uae_jax.data.prompts import Buckets
+from uae_jax.data.prompts import CAPTION_QUESTION, Buckets
 from uae_jax.data.records import Sample
 from uae_jax.data.scenes.regions import SEPARATOR
-from uae_jax.models.qwen2_5_vl.positions import ImagePatches
 from uae_jax.stages import images, models, questions, towers, uae_models
 from uae_jax.stages.base import Aux, Parts, Stage
-from uae_jax.stages.questions import PLAN
 from uae_jax.stages.towers import TowerConfig
 from uae_jax.stages.uae_models import UAEParts
 
@@ -42,6 +41,8 @@ class RegionWordsSettings:
 
     Attributes:
       model: "new:SIZE", or a UAE folder.
+      read_by: "vision" or "language", see above.
+      question: what the encoder is asked about the image; "" takes the model's own.
       max_words: tokens that a label may have.
       max_pixels: area that an image is scaled down to before the encoder reads it.
       dtype: of activations, "float32" or "bfloat16".
@@ -49,6 +50,8 @@ class RegionWordsSettings:
     """
 
     model: str = "new:tiny"
+    read_by: Literal["vision", "language"] = "vision"
+    question: str = ""
     max_words: int = 8
     max_pixels: int = 65_536
     dtype: str = "float32"
@@ -58,7 +61,7 @@ class RegionWordsSettings:
 class RegionWords(Stage):
     """Cross-entropy of the words of each region's label; see the module.
 
-    A batch: "images" u8[B, H, W, 3], "words" i32[B, M, K] with -1 behind the last, and the plan of the patches.
+    A batch holds the question about its images, see `questions.ask`, and "words" i32[B, M, K], -1 behind the last.
     """
 
     Settings = RegionWordsSettings
@@ -76,9 +79,11 @@ class RegionWords(Stage):
         self.mesh = mesh
         weights = uae_models.open_uae(self.parts, self.seed, mesh)
         self.prompts = uae_models.prompt_builder(weights, max_pixels=settings.max_pixels, buckets=Buckets(patches=1))
+        self.question = settings.question or uae_models.advice(weights, "caption", "prompt", CAPTION_QUESTION)
+        frozen_parts = ("language/.*",) if settings.read_by == "vision" else ()
         self.tower, encoder, frozen = towers.start(
             weights.encoder,
-            TowerConfig(frozen=("language/.*",)),
+            TowerConfig(frozen=frozen_parts),
             weights.encoder_lora,
             dtype=settings.dtype,
             seed=self.seed,
@@ -92,12 +97,9 @@ class RegionWords(Stage):
         Raises:
           ValueError: if a sample has not one label for each merged token; names it.
         """
-        config = self.tower.config.vision
-        pixels = device_patches.fitted(images.stack_images(samples), self.prompts.vision_inputs)
-        grid = questions.grid_of(pixels, config.patch_size)
-        plan = questions.planned(((grid,),) * len(samples), config)
-        words = np.stack([self._words(sample, grid[1] * grid[2] // config.patches_per_token) for sample in samples])
-        return {"images": pixels, "words": words, **{name: getattr(plan, name) for name in PLAN}}
+        asked = questions.ask(self.prompts, self.question, images.stack_images(samples))
+        merged = int((asked["asked/image_index"][0] >= 0).sum())
+        return {**asked, "words": np.stack([self._words(sample, merged) for sample in samples])}
 
     def _words(self, sample: Sample, count: int) -> np.ndarray:
         labels = sample.caption.split(SEPARATOR)
@@ -113,13 +115,19 @@ class RegionWords(Stage):
         return words
 
     def loss(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Aux]:
-        variables = self.tower.variables(params, frozen)
-        patches = device_patches.patches_of(batch["images"], self.prompts.vision_inputs)
-        seen = ImagePatches(patches, *(batch[name] for name in PLAN))
-        features = self.tower.module.apply(variables, seen, method="encode_images").astype(jnp.float32)
-        embedding = variables["params"]["language"]["embedding"].astype(jnp.float32)
-        directions = embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
-        logits = SHARPNESS * jnp.einsum("bmd,vd->bmv", features, directions)
+        module, variables = self.tower.module, self.tower.variables(params, frozen)
+        prompts = questions.prompts_of(batch, self.prompts)
+        features = module.apply(variables, prompts.images, method="encode_images")
+        if self.settings.read_by == "vision":
+            embedding = variables["params"]["language"]["embedding"].astype(jnp.float32)
+            directions = embedding / jnp.linalg.norm(embedding, axis=-1, keepdims=True)
+            logits = SHARPNESS * jnp.einsum("bmd,vd->bmv", features.astype(jnp.float32), directions)
+        else:
+            embedded = module.apply(variables, prompts.tokens, features, prompts.image_index, method="embed")
+            hidden, _ = module.apply(variables, embedded, prompts.positions, method="hidden_states")
+            places = jnp.argsort(prompts.image_index < 0, axis=1, stable=True)[:, : features.shape[1]]
+            there = jnp.take_along_axis(hidden, places[..., None], axis=1)
+            logits = module.apply(variables, there, method="logits")
         loss, right = bag_of_words(logits, batch["words"])
         return loss.mean(), Aux({"accuracy": right.mean()}, per_example=loss)
 

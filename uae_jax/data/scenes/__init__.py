@@ -8,13 +8,14 @@ from uae_jax.data.scenes.graph import Scene, SceneConfig, SceneObject, sample_sc
 from uae_jax.data.scenes.lexicon import vocabulary
 from uae_jax.data.scenes.painting import PaintingScore, score_painting, score_painting_of_caption
 from uae_jax.data.scenes.parse import parse_caption
-from uae_jax.data.scenes.regions import REGIONS, write_regions
+from uae_jax.data.scenes.regions import PLACED_REGIONS, REGIONS, write_regions
 from uae_jax.data.scenes.render import render
 from uae_jax.data.scenes.scores import CaptionScore, Tally, score_caption
 
 __all__ = [
     "ATTRIBUTES",
     "LEVELS",
+    "PLACED_REGIONS",
     "REGIONS",
     "CaptionScore",
     "Claims",

@@ -5,17 +5,21 @@ import numpy as np
 from uae_jax.data.scenes.graph import SIDE_PX, Scene
 from uae_jax.data.scenes.render import box, layers, split_background
 
-REGIONS = "regions"  # the caption field
+REGIONS, PLACED_REGIONS = "regions", "placed_regions"  # caption fields
 SEPARATOR = ";"
 ROWS = 4  # and as many columns
 _LEAST = 3.0  # covered pixels of a region that make an object worth naming
 
 
-def write_regions(scene: Scene) -> str:
+def write_regions(scene: Scene, placed: bool = False) -> str:
     """Names what fills each square of a 4x4 grid, row by row: "small dotted red star;white;sky;...".
 
     An object is named in every region where it covers more than any other, and at least three pixels of the 64 px
     image; elsewhere stands the background's tone, upper or lower.
+
+    Args:
+      scene: what is named.
+      placed: add where in the image the object stands: "small dotted red star top left".
     """
     labels = [[split_background(scene.background)[int(2 * row >= ROWS)]] * ROWS for row in range(ROWS)]
     most = np.full((ROWS, ROWS), _LEAST)
@@ -26,6 +30,7 @@ def write_regions(scene: Scene) -> str:
         side = SIDE_PX // ROWS
         covered = cover.reshape(ROWS, side, ROWS, side).sum((1, 3))
         for row, column in np.argwhere(covered > most):
-            labels[row][column] = f"{item.size} {item.fill} {item.colour} {item.shape}"
+            label = f"{item.size} {item.fill} {item.colour} {item.shape}"
+            labels[row][column] = f"{label} {item.position}" if placed else label
         most = np.maximum(most, covered)
     return SEPARATOR.join(label for row in labels for label in row)

@@ -7,9 +7,20 @@ import numpy as np
 
 from uae_jax.data.config import ScenesConfig
 from uae_jax.data.records import Record
-from uae_jax.data.scenes import LEVELS, REGIONS, Scene, SceneConfig, render, sample_scene, write_caption, write_regions
+from uae_jax.data.scenes import (
+    LEVELS,
+    PLACED_REGIONS,
+    REGIONS,
+    Scene,
+    SceneConfig,
+    render,
+    sample_scene,
+    write_caption,
+    write_regions,
+)
 from uae_jax.data.sources.base import SourceError, check_index, nearest
 
+_LABELS = (REGIONS, PLACED_REGIONS)
 _CAPTIONS = 1  # tells the random numbers of captions from those of scenes
 
 
@@ -27,7 +38,7 @@ class ScenesSource:
           SourceError: on an unknown level, or a number out of range.
         """
         for level in config.levels:
-            nearest(level, (*LEVELS, REGIONS), "caption level", "scenes")
+            nearest(level, (*LEVELS, *_LABELS), "caption level", "scenes")
         levels = tuple(nearest(level, config.levels, "caption level", "scenes") for level in captions)
         for name in ("count", "size", "variants"):
             if getattr(config, name) < 1:
@@ -81,11 +92,11 @@ class Wordings(Sequence):
 
     def __getitem__(self, variant: int) -> str:
         of = self.captions
-        if self.level == REGIONS:
-            return write_regions(of.scene)
+        if self.level in _LABELS:
+            return write_regions(of.scene, placed=self.level == PLACED_REGIONS)
         variant = range(of.variants)[variant]
         draws = (of.seed, of.index, LEVELS.index(self.level), variant, _CAPTIONS)
         return write_caption(of.scene, self.level, np.random.default_rng(draws))
 
     def __len__(self) -> int:
-        return 1 if self.level == REGIONS else self.captions.variants
+        return 1 if self.level in _LABELS else self.captions.variants
