@@ -9,6 +9,7 @@ import pytest
 from tests.stages import meshes, running
 from uae_jax.data.records import Sample
 from uae_jax.parallel.mesh import make_mesh
+from uae_jax.stages import questions
 from uae_jax.stages.region_words import RegionWords, RegionWordsSettings, bag_of_words
 from uae_jax.weights import uae
 
@@ -20,13 +21,18 @@ def samples(count=8, labels=LABELS):
     return [Sample(f"image {i}", rng.integers(0, 256, (32, 32, 3), np.uint8), labels) for i in range(count)]
 
 
-def stage():
-    return RegionWords(RegionWordsSettings(max_words=4, max_pixels=32 * 32))
+def stage(read_by="vision"):
+    return RegionWords(RegionWordsSettings(read_by=read_by, max_words=4, max_pixels=32 * 32))
 
 
 @pytest.fixture(scope="module")
 def run():
     return running.start(stage())
+
+
+@pytest.fixture(scope="module")
+def reading():
+    return running.start(stage("language"))
 
 
 def test_the_loss_is_the_mean_surprise_over_words():
@@ -53,10 +59,35 @@ def test_the_vision_tower_alone_learns(run):
     assert all(np.abs(leaf).max() > 0 for leaf in flat.values())
 
 
+def test_read_by_the_language_model_all_of_the_encoder_learns(reading):
+    loss, aux, gradient = reading(samples())
+    assert loss == pytest.approx(np.mean(aux.per_example), rel=1e-6)
+    flat = running.flat(gradient)
+    assert {path.split("/")[1] for path in flat} == {"vision", "language"}
+    assert all(np.abs(leaf).max() > 0 for leaf in flat.values())
+
+
+def test_the_language_model_is_asked_at_the_tokens_of_the_image(reading):
+    # Another caption of the first region's words changes the loss by what the first image token says of them.
+    batch = reading.place(samples(1))
+    module, parts = reading.stage.tower.module, reading.parts
+    variables = reading.stage.tower.variables(parts.params, parts.frozen)
+    prompts = questions.prompts_of(batch, reading.stage.prompts)
+    features = module.apply(variables, prompts.images, method="encode_images")
+    logits, _ = module.apply(
+        variables, prompts.tokens, prompts.positions, images=prompts.images, image_index=prompts.image_index
+    )
+    tokens = np.asarray(prompts.tokens)[0]
+    first = int(np.argmax(tokens == reading.stage.tower.config.image_token_id))
+    wanted, _ = bag_of_words(logits[:, first : first + features.shape[1]], batch["words"])
+    assert reading.on(batch)[0] == pytest.approx(float(wanted[0]), rel=1e-5)
+
+
+@pytest.mark.parametrize("read_by", ["vision", "language"])
 @pytest.mark.parametrize("axes", meshes.SPLITS.values(), ids=meshes.SPLITS)
-def test_meshes_agree(run, axes):
-    loss, _, gradient = run(samples())
-    other, _, same = running.start(stage(), make_mesh(**axes))(samples())
+def test_meshes_agree(run, reading, read_by, axes):
+    loss, _, gradient = (run if read_by == "vision" else reading)(samples())
+    other, _, same = running.start(stage(read_by), make_mesh(**axes))(samples())
     assert other == pytest.approx(loss, rel=1e-6)
     assert running.difference(same, gradient) < 1e-6
 

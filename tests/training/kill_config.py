@@ -11,7 +11,7 @@ SETTINGS = {
     "autoencoder": {"model": "new:tiny"},
     "contrastive": {"model": "new:clip-tiny"},
     "self_distillation": {"model": "new:dinov2-tiny"},
-    "region_words": {"model": "new:tiny"},
+    "region_words": {"model": "new:tiny", "read_by": "language"},
     "caption_sft": {"model": "new:tiny", "encoder": LORA, "max_tokens": 32, "max_pixels": 1024},
     "pretrain": {"model": "new:tiny"},
     "cold_start": {"encoder": LORA, "decoder": LORA, **LOOP},

@@ -3,7 +3,7 @@
 import pytest
 
 from uae_jax.data.config import ScenesConfig
-from uae_jax.data.scenes import REGIONS, Scene, SceneObject, sample_scene, write_regions
+from uae_jax.data.scenes import PLACED_REGIONS, REGIONS, Scene, SceneObject, sample_scene, write_regions
 from uae_jax.data.scenes.regions import ROWS, SEPARATOR
 from uae_jax.data.sources.scenes import ScenesSource
 
@@ -20,6 +20,11 @@ def test_an_object_is_named_where_it_is_and_the_background_elsewhere():
     found = labels(Scene("sky over sand", (thing(0.125, 0.125),)))  # the middle of the first region; reaches 5.1 px
     assert found[0] == "small solid red square"
     assert found[1:8] == ["sky"] * 7 and found[8:] == ["sand"] * 8
+
+
+def test_a_label_may_say_where_its_object_stands():
+    found = write_regions(Scene("white", (thing(0.125, 0.125),)), placed=True).split(SEPARATOR)
+    assert found[:2] == ["small solid red square top left", "white"]
 
 
 def test_an_object_on_an_edge_is_named_on_both_sides():
@@ -53,5 +58,7 @@ def test_the_source_offers_them_as_a_field():
     source = ScenesSource(ScenesConfig(count=3, levels=("tag", REGIONS)), (REGIONS,))
     texts = source[2].captions[REGIONS]
     assert list(texts) == [write_regions(source.scene(2))]  # there is one wording only
+    placed = ScenesSource(ScenesConfig(count=3, levels=(PLACED_REGIONS,)))[2].captions[PLACED_REGIONS]
+    assert list(placed) == [write_regions(source.scene(2), placed=True)]
     with pytest.raises(ValueError, match="regions"):
         ScenesSource(ScenesConfig(levels=("region",)))

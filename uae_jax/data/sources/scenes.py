@@ -92,9 +92,9 @@ class Wordings(Sequence):
 
     def __getitem__(self, variant: int) -> str:
         of = self.captions
+        variant = range(len(self))[variant]
         if self.level in _LABELS:
             return write_regions(of.scene, placed=self.level == PLACED_REGIONS)
-        variant = range(of.variants)[variant]
         draws = (of.seed, of.index, LEVELS.index(self.level), variant, _CAPTIONS)
         return write_caption(of.scene, self.level, np.random.default_rng(draws))
 
