@@ -66,7 +66,7 @@ class SceneObject:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """A background (of `BACKGROUNDS`) and objects, from the largest to the smallest where sampled."""
+    """A background (of `BACKGROUNDS`) and objects; sampled ones from large to small, those of a size as one reads."""
 
     background: str
     objects: tuple[SceneObject, ...]
@@ -134,9 +134,14 @@ def sample_scene(rng: np.random.Generator | tuple[int, int], config: SceneConfig
     for _ in range(8):
         objects = _place(draw, looks, levels)
         if objects is not None:
-            return Scene(background, objects)
+            return Scene(background, _ordered(objects))
         levels = [max(level - 1, 0) for level in levels]
-    return Scene(background, _grid(draw, looks))
+    return Scene(background, _ordered(_grid(draw, looks)))
+
+
+def _ordered(objects: tuple[SceneObject, ...]) -> tuple[SceneObject, ...]:
+    """From large to small, and among those of one size as one reads: an order that can be told from the image."""
+    return tuple(sorted(objects, key=lambda item: (-SIZES.index(item.size), POSITIONS.index(item.position))))
 
 
 @functools.lru_cache(maxsize=64)
