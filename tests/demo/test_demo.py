@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.tiny.embedded import needed
 from uae_jax import cli
 from uae_jax.demo import command
 from uae_jax.training import configure
@@ -30,6 +31,7 @@ def test_the_table_has_a_line_for_each_model():
     ]
 
 
+@needed
 @pytest.mark.slow
 def test_demo(tmp_path, capsys):
     short = {"steps": 1, "batch_size": 2, "evaluation_batches": 1, "settings.pictures": 1}

@@ -7,13 +7,13 @@ import json
 
 import pytest
 
+from tests.tiny.embedded import FOLDER, needed
 from uae_jax import cli
 from uae_jax.pipeline import UAE
 from uae_jax.tiny import assemble, card, figures
 from uae_jax.tiny.figures import ONE_OBJECT, Scenes
-from uae_jax.weights import checkpoint
 
-FOLDER = checkpoint.EMBEDDED / "tiny"
+pytestmark = needed
 COUNT = 64
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from tests.tiny.embedded import needed
 from tests.training.kill_config import SETTINGS
 from uae_jax.training import arrays
 from uae_jax.training.metrics import read_history
@@ -72,7 +73,11 @@ def final_state(workdir):
     return values, record
 
 
-@pytest.mark.parametrize("stage", SETTINGS)
+def marked(stage):
+    return pytest.param(stage, marks=needed) if SETTINGS[stage]["model"] == "tiny" else stage
+
+
+@pytest.mark.parametrize("stage", [marked(stage) for stage in SETTINGS])
 def test_killed_and_resumed_is_bit_identical(stage, tmp_path):
     cache, whole, parts = tmp_path / "cache", tmp_path / "whole", tmp_path / "parts"
     assert start(stage, whole, cache).wait(timeout=400) == 0, whole.with_suffix(".log").read_text()[-3000:]
