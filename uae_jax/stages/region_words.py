@@ -3,9 +3,10 @@
 An encoder from nothing learns little from captions: hundreds of thousands of images pass before it tells shapes or
 places apart. So each token of an image first learns which words name what it shows. Read by "vision", the tower alone
 learns: its tokens are to point where these words' embeddings point, and to be no longer than a few layers of the
-language model can change. Read by "language", all of the encoder learns: the language model names, at the image's own
-tokens, what it makes of them; the tower knows relative places only, so where something stands is first known there.
-`caption_sft` goes on from the result.
+language model can change. Read by "language", the lower half of the language model learns, too, which names, at the
+image's own tokens, what it makes of them: the tower knows relative places only, so where something stands is first
+known there; and what the lower layers know of an image, the upper ones can put into a caption. `caption_sft` goes on
+from the result.
 
 A sample's caption is its labels, one for each merged token, row by row and with semicolons between: "red star;white;".
 
@@ -124,10 +125,13 @@ class RegionWords(Stage):
             logits = SHARPNESS * jnp.einsum("bmd,vd->bmv", features.astype(jnp.float32), directions)
         else:
             embedded = module.apply(variables, prompts.tokens, features, prompts.image_index, method="embed")
-            hidden, _ = module.apply(variables, embedded, prompts.positions, method="hidden_states")
+            _, sown = module.apply(
+                variables, embedded, prompts.positions, method="hidden_states", mutable=["intermediates"]
+            )
+            layers = sown["intermediates"]["language"]["layers"]["hidden"][0]  # [layer, B, T, D]
+            half = layers[self.tower.config.text.depth // 2 - 1]
             places = jnp.argsort(prompts.image_index < 0, axis=1, stable=True)[:, : features.shape[1]]
-            there = jnp.take_along_axis(hidden, places[..., None], axis=1)
-            logits = module.apply(variables, there, method="logits")
+            logits = module.apply(variables, jnp.take_along_axis(half, places[..., None], axis=1), method="finish")
         loss, right = bag_of_words(logits, batch["words"])
         return loss.mean(), Aux({"accuracy": right.mean()}, per_example=loss)
 
