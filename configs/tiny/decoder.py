@@ -24,7 +24,7 @@ def get_config(arg=None):
         arg,
         encoded="",
         held_out=False,
-        captioner="runs/tiny/captioner/5_whole",
+        captioner="runs/tiny/captioner/6_whole",
         autoencoder="runs/tiny/autoencoder",
     )
     config = ConfigDict()
