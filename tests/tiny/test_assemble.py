@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from tests.tiny.embedded import needed
 from tests.tiny.models import write_runs
 from uae_jax.tiny import assemble
 from uae_jax.weights import checkpoint, safetensors, uae
@@ -113,9 +114,7 @@ def test_names_in_the_package_are_found_and_local_folders_told_apart(tmp_path, m
         checkpoint.resolve("tiny/clip")
 
 
-@pytest.mark.skipif(
-    not (checkpoint.EMBEDDED / "tiny/llm_model/model.safetensors").is_file(), reason="no trained weights yet"
-)
+@needed
 def test_the_shipped_model_is_complete_and_small():
     folder = checkpoint.resolve("tiny")
     assert assemble.size_of(folder) <= assemble.LIMIT_BYTES
