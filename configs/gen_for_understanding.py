@@ -5,8 +5,7 @@
     uae train --config configs/gen_for_understanding.py:size=full,data=data/train --workdir runs/g4u
 
 Images need no captions. Expect captions to grow longer and to name what they left out, and the held-out reward to rise;
-watch `kl`, `entropy`, and the judges that reward nothing. Hardware: see `configs/sizes.py`. Tiny: half an hour on two
-CPU cores.
+watch `kl`, `entropy`, and the judges that reward nothing. Hardware: see `configs/sizes.py`.
 """
 
 from configs import sizes

@@ -6,7 +6,7 @@
 
 `uae data caption` writes long captions for a folder of pictures. Expect the held-out loss at middle noise levels to
 fall and paintings to follow the later sentences of a caption; see `configs/sizes.py` for models and hardware. Tiny: the
-embedded decoder, which knows short captions, goes on with long ones; 15 minutes on two CPU cores.
+embedded decoder, which knows short captions, goes on with long ones.
 """
 
 from configs import sizes

@@ -69,8 +69,8 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         help="train the whole loop on the tiny model, in minutes",
         description="Runs all four stages on the tiny model that comes with the package: long-caption pre-training, "
         "cold start, generation for understanding, understanding for generation. Then measures the model before and "
-        "after each on scenes it never saw, prints a table and writes WORKDIR/report.html. Some twelve minutes on two "
-        "CPU cores; the same command goes on where it was stopped.",
+        "after each on scenes it never saw, prints a table and writes WORKDIR/report.html. The same command goes on "
+        "where it was stopped.",
         epilog="example: uae demo --workdir runs/demo --config.understanding.steps=200",
     )
     parser.add_argument("--workdir", default="runs/demo", metavar="DIR", help="of all stages (default: runs/demo)")

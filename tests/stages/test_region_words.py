@@ -93,6 +93,7 @@ def test_the_language_model_is_asked_at_the_tokens_of_the_image(reading):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("read_by", ["vision", "language"])
 @pytest.mark.parametrize("axes", meshes.SPLITS.values(), ids=meshes.SPLITS)
 def test_meshes_agree(run, reading, read_by, axes):
     loss, _, gradient = (run if read_by == "vision" else reading)(samples())

@@ -2,8 +2,8 @@
 
     uae demo --workdir runs/demo
 
-or, without the evaluation and the report, `uae train --config uae_jax/demo/config.py --workdir runs/demo`. Two CPU
-cores take some twelve minutes. `configs/` has the same stages at lengths that are meant for research.
+or, without the evaluation and the report, `uae train --config uae_jax/demo/config.py --workdir runs/demo`.
+`configs/` has the same stages at lengths that are meant for research.
 """
 
 from ml_collections import ConfigDict

@@ -45,7 +45,7 @@ def test_the_larger_part_names_a_region_that_two_share():
     assert found == labels(Scene("white", (right, left)))  # whatever their order
 
 
-def test_every_object_of_a_sampled_scene_is_named_at_its_centre():
+def test_labels_of_a_sampled_scene_name_its_objects_and_no_others():
     for index in range(200):
         scene = sample_scene((3, index))
         found = labels(scene)
