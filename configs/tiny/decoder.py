@@ -24,7 +24,7 @@ def get_config(arg=None):
         arg,
         encoded="",
         held_out=False,
-        captioner="runs/tiny/captioner/6_whole",
+        captioner="runs/tiny/captioner/8_final",
         autoencoder="runs/tiny/autoencoder",
     )
     config = ConfigDict()

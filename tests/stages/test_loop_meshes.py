@@ -1,6 +1,9 @@
 """The stages of the loop give the same on one device and on eight, given one and the same rollout.
 
 Rollouts themselves are draws: a last bit that differs becomes another token sooner or later, so they are recorded.
+Advantages of a group add up to nothing, so that the large gradients of its rows cancel to a small one, and with them
+the digits: the recorded advantages are made positive here, which tells rounding from faults. With their own signs the
+gradient of captions agrees to 3e-6 where loss and losses of examples agree to 1e-6.
 """
 
 import dataclasses
@@ -15,9 +18,7 @@ from uae_jax.data.records import Sample
 from uae_jax.stages import registry
 from uae_jax.stages.flow_grpo_settings import preset
 
-# Of captions, loss and losses of examples agree to 1e-6, but the gradient to 3e-6 only: advantages of a group have no
-# sum, so large gradients cancel. To be judged with advantages of one sign before these tests count.
-pytestmark = [pytest.mark.slow, pytest.mark.skip(reason="gradients of captions are known to 3e-6 only, wanted 1e-6")]
+pytestmark = pytest.mark.slow
 
 IMAGES = 8
 PAINT = {"steps": 3, "guidance": 2.0}
@@ -68,6 +69,8 @@ def recorded(request, stages):
         prepare = running.jit(stage.prepare)
         batch, _ = prepare(params, parts.state, parts.frozen, stage.collate(samples()), jax.random.key(0))
     params, batch = jax.tree.map(np.asarray, (params, batch))
+    if "advantage" in batch:
+        batch["advantage"] = np.abs(batch["advantage"])
     return request.param, params, batch, meshes.gradients(stages(request.param), mesh, batch, start=(params, {}))
 
 
