@@ -19,7 +19,8 @@ if [[ ! -f "$deb" ]]; then
   url=${MIRROR:-http://deb.debian.org/debian}/pool/main/t/tuxpaint-stamps/$package
   echo "fetching $package (161 MB)" >&2
   if (cd "$folder" && apt-get download tuxpaint-stamps-default) >&2; then
-    mv -f "$folder"/tuxpaint-stamps-default_*.deb "$deb"
+    got=$(ls "$folder"/tuxpaint-stamps-default_*.deb)
+    [[ "$got" -ef "$deb" ]] || mv -f "$got" "$deb"
   else
     curl --fail --location --progress-bar --output "$deb.part" "$url"
     mv "$deb.part" "$deb"
