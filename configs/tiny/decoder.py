@@ -49,11 +49,11 @@ def get_config(arg=None):
         config.validation = _encoded(f"{arg.encoded}/held_out.array_record")
         config.validation.shuffle = False
     config.optimiser = ConfigDict({"learning_rate": 1e-3, "schedule": "cosine", "warmup": 200})
-    config.ema = ConfigDict({"decay": 0.999})
-    config.steps = 5000
-    config.batch_size = 64
+    config.ema = ConfigDict({"decay": 0.998})
+    config.steps = 4500
+    config.batch_size = 32
     config.log_every = 50
-    config.evaluate_every = 1000
+    config.evaluate_every = 1500
     config.checkpoint_every = 500
     return config
 

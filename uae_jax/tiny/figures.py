@@ -162,20 +162,26 @@ def loop(uae: UAE, scenes: Scenes, progress: Progress) -> tuple[dict[str, float]
     """Every image captioned greedily and painted again: each scorer, their mean, and what captions and paintings hold.
 
     Returns:
-      the means, and the reconstructions.
+      the figures, and the reconstructions.
     """
+    ratios, done = loop_by_scene(uae, scenes, progress)
+    return scene_scores.pooled(ratios), done
+
+
+def loop_by_scene(uae: UAE, scenes: Scenes, progress: Progress) -> tuple[dict[str, np.ndarray], list[Reconstruction]]:
+    """`loop`, of each scene by itself: f64[N, 2] each, see `scene_scores.pooled`."""
     done: list[Reconstruction | None] = [None] * len(scenes.images)
     for place, result in uae.iter_reconstructions(list(scenes.images)):
         done[place] = result
         progress(1)
-    names = list(uae.scorers)
-    figures = {name: float(np.mean([result.scores[name] for result in done])) for name in names}
-    if figures:
-        figures = {"unified": float(reconstruction_reward.unified(figures))} | figures
+    scores = {name: np.array([result.scores[name] for result in done]) for name in uae.scorers}
+    if scores:
+        scores = {"unified": reconstruction_reward.unified(scores)} | scores
     captions = [result.caption for result in done]
-    figures["words"] = float(np.mean([len(caption.split()) for caption in captions]))
+    scores["words"] = [len(caption.split()) for caption in captions]
     painted = [np.asarray(result.image) for result in done]
-    return figures | scene_scores.judge(list(scenes.pixels), captions, painted), done
+    ratios = {name: scene_scores.of_each(values) for name, values in scores.items()}
+    return ratios | scene_scores.by_scene(list(scenes.pixels), captions, painted), done
 
 
 def _asks(claims: world.Claims, tag: str) -> bool:

@@ -1,0 +1,54 @@
+"""Differences between runs, on figures whose differences are known beforehand."""
+
+import numpy as np
+import pytest
+
+from uae_jax.stages.scene_scores import of_each
+from uae_jax.tiny import compare
+
+
+def test_equal_runs_do_not_differ():
+    rng = np.random.default_rng(0)
+    runs = [{"unified": of_each(rng.random(20))} for _ in range(3)]
+    row = compare.compare(runs, runs, draws=50)["unified"]
+    # The same seeds and scenes are drawn for both sides: luck of the draw must not look like a difference.
+    assert row["difference"] == row["low"] == row["high"] == 0 and row["by_seed"] == [0, 0, 0]
+
+
+def test_the_interval_of_a_mean_is_the_textbook_one():
+    rng = np.random.default_rng(1)
+    before, change = rng.random(400), 0.1 + 0.3 * rng.standard_normal(400)
+    row = compare.compare([{"x": of_each(before + change)}], [{"x": of_each(before)}], draws=4000)["x"]
+    assert row["difference"] == pytest.approx(change.mean())
+    # Paired: the spread of scenes themselves is no part of it. 4000 draws place a percentile to some 3% of the width.
+    half = 1.96 * change.std() / 20
+    assert row["low"] == pytest.approx(change.mean() - half, abs=0.1 * half)
+    assert row["high"] == pytest.approx(change.mean() + half, abs=0.1 * half)
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    same = {"x": of_each(np.zeros(50))}
+    runs = [{"x": of_each(np.full(50, value))} for value in (0.0, 0.3, 0.6)]
+    row = compare.compare(runs, [same] * 3, draws=2000)["x"]
+    # Scenes do not vary, so draws are means of three of {0, 0.3, 0.6}; 1 in 27 of them is 0, and as many 0.6.
+    assert (row["low"], row["high"]) == (0, pytest.approx(0.6))
+    assert row["by_seed"] == pytest.approx([0, 0.3, 0.6])
+
+
+def test_ratios_are_pooled_over_scenes():
+    # 1 of 1 and 1 of 9 are 2 of 10, not the mean of 1 and 1/9; where nothing is claimed nothing is wrong.
+    treated, control = np.array([(1, 1), (1, 9)], float), np.zeros((2, 2))
+    row = compare.compare([{"precision": treated}], [{"precision": control}], draws=10)["precision"]
+    assert (row["treated"], row["control"]) == (0.2, 1.0)
+
+
+def test_the_table_marks_what_is_sure():
+    row = {"treated": 0.9, "control": 0.8, "difference": 0.1, "low": 0.05, "high": 0.15, "by_seed": [0.1]}
+    lines = compare.table({"sure": row, "unsure": row | {"low": -0.01}}).splitlines()
+    assert "+0.100*" in lines[1] and "+0.100 " in lines[2] and lines[1].endswith("+0.100")
+
+
+def test_as_many_controls_as_runs(capsys):
+    with pytest.raises(SystemExit):
+        compare.main(["--treated", "a", "b", "c", "--control", "d", "e"])
+    assert "got 3 treated and 2 control runs" in capsys.readouterr().err

@@ -1,0 +1,115 @@
+"""Compares runs with control runs, seed by seed, on held-out scenes.
+
+    python -m uae_jax.tiny.compare --treated RUN RUN RUN --control RUN RUN RUN [--scenes 512] [--output FILE.json]
+
+A RUN is the folder of a finished `uae train` run (its model lies in `model/`), a UAE folder, or "tiny"; first goes with
+first, and a single control serves all. Every model captions and repaints the same scenes, judged by the scorers that
+come with the package. The table gives, of each figure, both means, their difference, its 95% interval by bootstrap over
+scenes and seeds, and the difference of each seed.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tqdm
+
+from uae_jax.pipeline import UAE
+from uae_jax.rewards.reconstruction import DEFAULT_PARTS, scorer_folder
+from uae_jax.tiny import figures
+from uae_jax.tiny.assemble import model_folder
+from uae_jax.tiny.figures import Scenes
+
+DRAWS = 10_000
+Ratios = dict[str, np.ndarray]  # figure -> f64[N, 2], see `scene_scores.pooled`
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(prog="python -m uae_jax.tiny.compare", description=__doc__.split("\n")[0])
+    parser.add_argument("--treated", nargs="+", required=True, metavar="RUN", help="one for each seed")
+    parser.add_argument("--control", nargs="+", required=True, metavar="RUN", help="one for each seed, or one for all")
+    parser.add_argument("--scenes", type=int, default=512, metavar="N", help="held-out scenes (default: 512)")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures here, too")
+    args = parser.parse_args(arguments)
+    if len(args.control) not in (1, len(args.treated)):
+        parser.error(f"got {len(args.treated)} treated and {len(args.control)} control runs; wanted as many, or one")
+    scenes, measured = Scenes.sample(args.scenes), {}
+    for run in dict.fromkeys([*args.treated, *args.control]):
+        measured[run] = measure(run, scenes)
+    control = args.control if len(args.control) > 1 else args.control * len(args.treated)
+    found = compare([measured[run] for run in args.treated], [measured[run] for run in control])
+    if args.output:
+        args.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(table(found))
+
+
+def measure(run: str, scenes: Scenes) -> Ratios:
+    """Sends scenes through the loop of one run's model."""
+    model = model_folder(Path(run)) if Path(run).is_dir() else run
+    uae = UAE.from_pretrained(model, scorers={part.name: scorer_folder(part) for part in DEFAULT_PARTS})
+    with tqdm.tqdm(total=len(scenes.images), desc=run, unit=" image", file=sys.stderr) as bar:
+        return figures.loop_by_scene(uae, scenes, bar.update)[0]
+
+
+def compare(treated: Sequence[Ratios], control: Sequence[Ratios], draws: int = DRAWS, seed: int = 0) -> dict[str, dict]:
+    """Differences and how sure they are.
+
+    Args:
+      treated, control: of each of S seeds, its figures on the same N scenes.
+      draws: of the bootstrap. Each draws S seeds and N scenes with replacement, the scenes alike for all models, since
+        the same scene is hard or easy for all of them (Efron and Tibshirani, "An Introduction to the Bootstrap", 8.3).
+        With so few seeds the interval is too narrow if anything, so look at the seeds' own differences, too.
+      seed: of the draws.
+
+    Returns:
+      figure -> "treated", "control", "difference", "low" and "high", the 2.5th and 97.5th percentile of the difference,
+      and "by_seed", a list.
+    """
+    found = {}
+    for name in treated[0]:
+        rng = np.random.default_rng(seed)  # the same draws for every figure
+        both = np.stack([[ratios[name] for ratios in models] for models in (treated, control)])  # [2, S, N, 2]
+        _, seeds, scenes, _ = both.shape
+        drawn = np.empty(draws)
+        for i in range(draws):
+            weights = np.bincount(rng.integers(0, scenes, scenes), minlength=scenes)
+            some = both[:, rng.integers(0, seeds, seeds)]
+            drawn[i] = np.subtract(*_rates(np.einsum("asnr,n->asr", some, weights)).mean(axis=1))
+        by_seed = _rates(both.sum(axis=2))
+        means = by_seed.mean(axis=1)
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        found[name] = {
+            "treated": float(means[0]),
+            "control": float(means[1]),
+            "difference": float(means[0] - means[1]),
+            "low": float(low),
+            "high": float(high),
+            "by_seed": [float(x) for x in by_seed[0] - by_seed[1]],
+        }
+    return found
+
+
+def _rates(sums: np.ndarray) -> np.ndarray:
+    """[..., 2] -> [...]: numerator over denominator, 1 where that is 0."""
+    above, below = sums[..., 0], sums[..., 1]
+    return np.where(below > 0, above / np.maximum(below, 1), 1.0)
+
+
+def table(found: dict[str, dict]) -> str:
+    """A line for each figure; those whose interval excludes zero have a star."""
+    lines = [f"{'':22}{'treated':>9}{'control':>9}{'difference':>12}{'95% interval':>20}   by seed"]
+    for name, row in found.items():
+        sure = "*" if row["low"] > 0 or row["high"] < 0 else " "
+        interval = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+        seeds = " ".join(f"{x:+.3f}" for x in row["by_seed"])
+        means = f"{row['treated']:9.3f}{row['control']:9.3f}{row['difference']:+11.3f}{sure}"
+        lines.append(f"{name:22}{means}{interval:>20}   {seeds}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
