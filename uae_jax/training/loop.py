@@ -10,6 +10,7 @@ workdir/model/              the result, once the last step is done
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -257,8 +258,9 @@ class Run:
             "learning_rate": float(self.rate(number * self.stage.updates - 1)),
             "nonfinite_steps": self.bad.count,
             "waited_for_data": feed.waited_fraction(),
-            "steps_per_second": self.progress.rate(),
         }
+        if not math.isnan(rate := self.progress.rate()):  # unknown before a step was timed; TensorBoard warns of NaN
+            means["steps_per_second"] = rate
         self.writer.scalars(number, means)
         self.progress.metrics(means)
 
