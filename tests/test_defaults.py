@@ -49,9 +49,9 @@ def test_commands_ask_the_embedded_model_as_it_says():
     parse = build_parser().parse_args
     args = parse(["reconstruct", "x.png", "--output", "o"])
     assert args.model == "tiny"
-    writing, painting = commands.caption_settings(args), commands._paint_settings(args)
+    writing, painting = commands.caption_settings(args), commands.paint_settings(args)
     assert (writing.question, writing.max_new_tokens) == ("Describe the image.", 192)
     assert (painting.steps, painting.negative, painting.size) == (20, "", None)
     args = parse(["generate", "x", "--output", "o", "--steps", "3", "--size", "32x64", "--negative", "y"])
-    painting = commands._paint_settings(args)
+    painting = commands.paint_settings(args)
     assert (painting.steps, painting.size, painting.negative) == (3, (32, 64), "y")

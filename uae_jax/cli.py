@@ -57,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_caption(commands)
     _add_generate(commands)
     _add_reconstruct(commands)
+    _add_bench(commands)
     _add_convert(commands)
     _add_export(commands)
     _add_data(commands)
@@ -157,6 +158,54 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
     _add_captioning(parser)
     _add_painting(parser)
     _add_model(parser)
+    _add_loop(parser)
+    parser.set_defaults(run=_command("reconstruct"))
+
+
+def _add_bench(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("bench", help="benchmark a model", description="Benchmarks.")
+    parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_bench_unified(parts)
+    _add_bench_compare(parts)
+
+
+def _add_bench_unified(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "unified",
+        help="Unified-Bench: how alike images and their reconstructions are",
+        description="Captions and paints every image below --reference, or takes what somebody else painted "
+        "(--generated; paired by path, name, stem, or a stem after recon_), and asks CLIP, LongCLIP, DINOv2 and DINOv3 "
+        "how alike the two are. FILE.json has the structure that Unified-Bench publishes, FILE.html shows the pairs, "
+        "the folder FILE/ holds captions and paintings; painting goes on where it stopped when run again. Exit code 1 "
+        "where references are left without a readable painting.",
+        epilog="example: uae bench unified --reference photos/ --model ~/models/UAE --output bench/mine.json",
+    )
+    parser.add_argument("--reference", required=True, metavar="DIR", help="folder of images")
+    parser.add_argument("--generated", metavar="DIR", help="folder of their reconstructions, made elsewhere")
+    parser.add_argument("--output", required=True, metavar="FILE.json", help="record to write")
+    parser.add_argument("--cards", type=int, default=200, metavar="N", help="worst pairs to show (default: 200)")
+    _add_loop(parser)
+    _add_captioning(parser)
+    _add_painting(parser, output=False)
+    _add_model(parser)
+    parser.set_defaults(run=_bench_command("run_unified"))
+
+
+def _add_bench_compare(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="whether one record of Unified-Bench is better than another",
+        description="Compares two records pair by pair, on the pairs and scorers that both have: means, differences, "
+        "and their 95%% intervals by bootstrap.",
+        epilog="example: uae bench compare before.json after.json",
+    )
+    parser.add_argument("first", metavar="FIRST.json", help="ours, or one that the published code wrote")
+    parser.add_argument("second", metavar="SECOND.json", help="over the same references")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_bench_command("run_compare"))
+
+
+def _add_loop(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interface",
         choices=("text", "answer_hidden"),
@@ -172,7 +221,6 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
         help="score likeness with this CLIP, DINOv2 or DINOv3 model; may be given more than once (default: those that "
         "come with the model)",
     )
-    parser.set_defaults(run=_command("reconstruct"))
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -215,10 +263,11 @@ def _add_captioning(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-p", type=float, help="nucleus sampling (default: 1, off)")
 
 
-def _add_painting(parser: argparse.ArgumentParser) -> None:
+def _add_painting(parser: argparse.ArgumentParser, output: bool = True) -> None:
     group = parser.add_argument_group("painting")
-    group.add_argument("--output", required=True, metavar="DIR", help="folder to write images into")
-    group.add_argument("--force", action="store_true", help="overwrite images in it")
+    if output:
+        group.add_argument("--output", required=True, metavar="DIR", help="folder to write images into")
+    group.add_argument("--force", action="store_true", help="overwrite what is there")
     group.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: 40; tiny: 20)")
     group.add_argument("--guidance", type=float, help="classifier-free; 1 is off (default: 5; tiny: 3)")
     group.add_argument("--size", metavar="PX", help="side, or HEIGHTxWIDTH (default: the decoder's, 1024 at most)")
@@ -355,6 +404,15 @@ def _add_data_encode(commands: argparse._SubParsersAction) -> None:
 def _command(name: str) -> Callable[[argparse.Namespace], int]:
     def run(args: argparse.Namespace) -> int:
         from uae_jax import commands
+
+        return getattr(commands, name)(args)
+
+    return run
+
+
+def _bench_command(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(args: argparse.Namespace) -> int:
+        from uae_jax.bench import commands
 
         return getattr(commands, name)(args)
 

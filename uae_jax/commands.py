@@ -46,7 +46,7 @@ def generate(args: argparse.Namespace) -> int:
     prompts, output = read_prompts(args), Path(args.output)
     targets = [output / f"{i:05d}.png" for i in range(len(prompts))]
     refuse_overwriting(targets, args.force)
-    settings = _paint_settings(args)
+    settings = paint_settings(args)
     uae = load(args, scorers={})
     output.mkdir(parents=True, exist_ok=True)
     with Report("painted", len(prompts)) as report:
@@ -62,7 +62,7 @@ def reconstruct(args: argparse.Namespace) -> int:
     files, output = image_files(args.images), Path(args.output)
     targets = dict(zip(files, painting_files(files, output), strict=True))
     refuse_overwriting(targets.values(), args.force, inputs=files)
-    writing, painting = caption_settings(args), _paint_settings(args)
+    writing, painting = caption_settings(args), paint_settings(args)
     uae = load(args, scorers=dict(args.scorer) or None)
     output.mkdir(parents=True, exist_ok=True)
     with Report("reconstructed", len(files)) as report:
@@ -264,7 +264,8 @@ def caption_settings(args: argparse.Namespace) -> CaptionSettings:
     return given(Defaults.of(args.model).caption, **values)
 
 
-def _paint_settings(args: argparse.Namespace) -> PaintSettings:
+def paint_settings(args: argparse.Namespace) -> PaintSettings:
+    """The options of painting, checked."""
     values = dict(
         steps=args.steps,
         guidance=args.guidance,

@@ -99,7 +99,7 @@ class JsonLines:
     def _check_settings(self) -> None:
         beside = self.path.with_name(self.path.name + ".settings.json")
         if not self._done or not beside.exists():
-            _write_whole(beside, json.dumps(self._settings, indent=2) + "\n")
+            write_whole(beside, json.dumps(self._settings, indent=2) + "\n")
             return
         stored = json.loads(beside.read_text())
         changed = [f"{k} {stored.get(k)!r}, now {v!r}" for k, v in self._settings.items() if stored.get(k) != v]
@@ -125,10 +125,10 @@ class TextFiles:
 
     def write(self, image: Path, caption: str) -> None:
         """Writes a text."""
-        _write_whole(image.with_suffix(".txt"), caption + "\n")
+        write_whole(image.with_suffix(".txt"), caption + "\n")
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     part = path.with_name(f".{path.name}.part")
     try:

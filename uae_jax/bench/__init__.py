@@ -1,0 +1,1 @@
+"""Benchmarks of the loop, of paintings and of understanding; each writes what the official tools read."""

@@ -1,0 +1,123 @@
+"""What `uae bench` does. Results go to stdout and into files, progress to stderr."""
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tqdm
+
+from uae_jax.bench import gallery, pairing, unified
+from uae_jax.bench.pairing import Pairing
+from uae_jax.bench.repaint import CAPTIONS, PAINTINGS, How, repaint
+from uae_jax.commands import caption_settings, load, paint_settings
+from uae_jax.data.caption_files import write_whole
+from uae_jax.rewards.reconstruction import UNIFIED
+from uae_jax.rewards.scorers import Scorer
+from uae_jax.weights import checkpoint, uae
+
+
+def run_unified(args: argparse.Namespace) -> int:
+    """Paints, unless somebody else has, scores, and writes the record and the gallery."""
+    output, reference = Path(args.output).expanduser(), Path(args.reference).expanduser()
+    page = output.with_suffix(".html")
+    for file in (output, page):
+        if file.exists() and not args.force:
+            raise FileExistsError(f"{file} would be overwritten; choose another --output, or --force")
+    folders = scorer_folders(args)
+    about: dict[str, Any] = {"reference": str(reference), "scorers": {name: str(f) for name, f in folders.items()}}
+    if args.generated:
+        generated, captions = Path(args.generated).expanduser(), Path(args.generated).expanduser().parent / CAPTIONS
+    else:
+        work = output.with_suffix("")
+        generated, captions = work / PAINTINGS, work / CAPTIONS
+        about |= _painted(args, reference, work)
+    about["generated"] = str(generated)
+    found = pairing.pair(reference, generated)
+    judges = {name: Scorer.from_pretrained(folder) for name, folder in folders.items()}
+    with tqdm.tqdm(total=len(found.pairs), desc="scoring", unit=" pair", file=sys.stderr) as bar:
+        scores, unreadable = unified.score(found, judges, bar.update)
+    record = unified.result(scores, found, unreadable, about)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(output, json.dumps(record, indent=2) + "\n")
+    write_whole(page, gallery.to_html(record, found, _captions(captions, found), args.cards))
+    print(table(record))
+    print(f"\n{output}\n{page}")
+    return 0 if record[unified.OWN]["all_pairs"] else 1
+
+
+def run_compare(args: argparse.Namespace) -> int:
+    """Prints how the second of two records differs from the first."""
+    first, second = (unified.check(_read(Path(file)), file) for file in (args.first, args.second))
+    found = unified.compare(first, second)
+    if args.json:
+        print(json.dumps(found))
+        return 0
+    print(f"{'':12}{'first':>9}{'second':>9}{'difference':>12}   95% interval, {found['overall']['pairs']} pairs")
+    for name, row in found.items():
+        low, high = row["interval"]
+        print(f"{name:12}{row['first']:9.4f}{row['second']:9.4f}{row['difference']:+12.4f}   [{low:+.4f}, {high:+.4f}]")
+    return 0
+
+
+def scorer_folders(args: argparse.Namespace) -> dict[str, Path]:
+    """Name -> folder: those that are named, else those that come with the model.
+
+    Raises:
+      ValueError: if there are none.
+    """
+    if args.scorer:
+        return {name: Path(folder).expanduser() if os.path.exists(folder) else folder for name, folder in args.scorer}
+    root = checkpoint.resolve(args.model) / uae.SCORERS
+    found = {name: root / name for name in UNIFIED if (root / name).is_dir()}
+    if not found:
+        raise ValueError(f"{args.model} brings no scorers; name them, e.g. --scorer clip=openai/clip-vit-large-patch14")
+    return found
+
+
+def table(record: Mapping[str, Any]) -> str:
+    """A line for each scorer and one for all, and what is amiss."""
+    own, summary = record[unified.OWN], record["summary"]
+    lines = [f"{'scorer':12}{'mean':>9}   95% interval"]
+    rows = [(name, mean, own["interval_by_model"][name]) for name, mean in summary["average_scores_by_model"].items()]
+    for name, mean, (low, high) in [*rows, ("overall", summary["overall_average"], own["overall_interval"])]:
+        lines.append(f"{name:12}{mean:9.4f}   {low:.4f} to {high:.4f}")
+    if not own["all_scorers"]:
+        absent = [name for name in UNIFIED if name not in record["model_types"]]
+        lines.append(f"overall is NOT the unified score: {', '.join(absent)} did not judge")
+    for what, names in (("without a painting", own["missing"]), ("unreadable", list(own["unreadable"].values()))):
+        if names:
+            lines.append(f"{len(names)} {what}: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+    return "\n".join(lines)
+
+
+def _painted(args: argparse.Namespace, reference: Path, work: Path) -> dict[str, Any]:
+    """Captions and paints into the work folder; returns what that was done with."""
+    how = How(caption_settings(args), paint_settings(args), args.interface, args.seed)
+    about = {"model": args.model, "dtype": args.dtype}
+    loader = functools.partial(load, args, scorers={})
+    with tqdm.tqdm(total=len(pairing.images_in(reference)), desc="painting", unit=" image", file=sys.stderr) as bar:
+        repaint(loader, reference, work, how, about, bar.update)
+    return {**about, **dataclasses.asdict(how)}
+
+
+def _captions(file: Path, found: Pairing) -> dict[str, str]:
+    """Captions by name of the reference, as far as there are any."""
+    if not file.is_file():
+        return {}
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    told = {str((file.parent / line["image"]).resolve()): line["caption"] for line in lines}
+    by_name = {name: told.get(str(reference.resolve())) for name, (reference, _) in found.pairs.items()}
+    return {name: caption for name, caption in by_name.items() if caption}
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.expanduser().read_text(encoding="utf-8"))
+    except ValueError:
+        raise ValueError(f"{file} is no JSON") from None
