@@ -11,6 +11,11 @@ from pathlib import Path
 import uae_jax
 from uae_jax.errors import RunError
 
+BENCHMARKS = (
+    ("geneval", "GenEval", "its evaluation_metadata.jsonl"),
+    ("genevalpp", "GenEval++", "its metadata, JSON lines"),
+    ("dpg", "DPG-Bench", "its folder `prompts` of .txt files"),
+)
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 
 
@@ -167,6 +172,8 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_bench_unified(parts)
     _add_bench_compare(parts)
+    for name, title, prompts in BENCHMARKS:
+        _add_bench_prompts(parts, name, title, prompts)
 
 
 def _add_bench_unified(commands: argparse._SubParsersAction) -> None:
@@ -189,6 +196,21 @@ def _add_bench_unified(commands: argparse._SubParsersAction) -> None:
     _add_painting(parser, output=False)
     _add_model(parser)
     parser.set_defaults(run=_bench_command("run_unified"))
+
+
+def _add_bench_prompts(commands: argparse._SubParsersAction, name: str, title: str, prompts: str) -> None:
+    parser = commands.add_parser(
+        name,
+        help=f"paint the prompts of {title}",
+        description=f"Paints every prompt of {title} into exactly the folder that its official scorer takes, checks "
+        "the folder, and goes on where it stopped when run again. A painting depends on --seed and its number, not on "
+        "what else is painted. Settings are kept in DIR.settings.json.",
+        epilog=f"example: uae bench {name} --prompts PROMPTS --output out/{name} --model ~/models/UAE --size 512",
+    )
+    parser.add_argument("--prompts", required=True, metavar="PATH", help=prompts)
+    _add_painting(parser, force=False)
+    _add_model(parser)
+    parser.set_defaults(run=_bench_command("run_prompts"), benchmark=name)
 
 
 def _add_bench_compare(commands: argparse._SubParsersAction) -> None:
@@ -263,11 +285,12 @@ def _add_captioning(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-p", type=float, help="nucleus sampling (default: 1, off)")
 
 
-def _add_painting(parser: argparse.ArgumentParser, output: bool = True) -> None:
+def _add_painting(parser: argparse.ArgumentParser, output: bool = True, force: bool = True) -> None:
     group = parser.add_argument_group("painting")
     if output:
         group.add_argument("--output", required=True, metavar="DIR", help="folder to write images into")
-    group.add_argument("--force", action="store_true", help="overwrite what is there")
+    if force:
+        group.add_argument("--force", action="store_true", help="overwrite what is there")
     group.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: 40; tiny: 20)")
     group.add_argument("--guidance", type=float, help="classifier-free; 1 is off (default: 5; tiny: 3)")
     group.add_argument("--size", metavar="PX", help="side, or HEIGHTxWIDTH (default: the decoder's, 1024 at most)")

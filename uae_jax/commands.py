@@ -94,10 +94,11 @@ def load(args: argparse.Namespace, **settings) -> UAE:
 
 
 def save(image: Image.Image, target: Path) -> None:
-    """Writes a PNG whole or not at all."""
+    """Writes a PNG, or a JPEG where the name says so, whole or not at all."""
     part = target.with_name(f".{target.name}.part")
+    kind, options = ("JPEG", {"quality": 95}) if target.suffix.lower() in (".jpg", ".jpeg") else ("PNG", {})
     try:
-        image.save(part, "PNG")
+        image.save(part, kind, **options)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

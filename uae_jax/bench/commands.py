@@ -1,7 +1,6 @@
 """What `uae bench` does. Results go to stdout and into files, progress to stderr."""
 
 import argparse
-import dataclasses
 import functools
 import json
 import os
@@ -12,11 +11,14 @@ from typing import Any
 
 import tqdm
 
+from uae_jax import plain
 from uae_jax.bench import gallery, pairing, unified
+from uae_jax.bench.layouts import LAYOUTS
+from uae_jax.bench.painting import paint
 from uae_jax.bench.pairing import Pairing
 from uae_jax.bench.repaint import CAPTIONS, PAINTINGS, How, repaint
 from uae_jax.commands import caption_settings, load, paint_settings
-from uae_jax.data.caption_files import write_whole
+from uae_jax.data.caption_files import same_settings, write_whole
 from uae_jax.rewards.reconstruction import UNIFIED
 from uae_jax.rewards.scorers import Scorer
 from uae_jax.weights import checkpoint, uae
@@ -49,6 +51,28 @@ def run_unified(args: argparse.Namespace) -> int:
     print(table(record))
     print(f"\n{output}\n{page}")
     return 0 if record[unified.OWN]["all_pairs"] else 1
+
+
+def run_prompts(args: argparse.Namespace) -> int:
+    """Paints the prompts of a benchmark into the folder that its official scorer takes, and checks that folder."""
+    layout, prompts, output = LAYOUTS[args.benchmark], Path(args.prompts).expanduser(), Path(args.output).expanduser()
+    tasks, settings = layout.tasks(prompts), paint_settings(args)
+    if args.benchmark == "dpg" and settings.size is not None and settings.size[0] != settings.size[1]:
+        raise ValueError(f"--size is {args.size}, wanted a square: DPG-Bench cuts square grids")
+    made_with = {"benchmark": args.benchmark, "prompts": str(prompts.resolve()), "model": args.model}
+    made_with |= {"dtype": args.dtype, "seed": args.seed, "paint": plain.to_plain(settings)}
+    there = [task for task in tasks if (output / task.file).exists()]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = output.with_name(output.name + ".settings.json")  # not in it: scorers take whatever is there for paintings
+    same_settings(beside, made_with, f"{output} has {len(there)} files painted", fresh=not there)
+    layout.prepare(prompts, output)
+    with tqdm.tqdm(total=len(tasks), desc=f"painting {args.benchmark}", unit=" file", file=sys.stderr) as bar:
+        paint(functools.partial(load, args, scorers={}), tasks, output, settings, args.seed, bar.update)
+    if faults := layout.check(prompts, output):
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(f"{output} is not as its scorer wants it: {'; '.join(faults[:5])}{more}")
+    print(f"{output}: {sum(task.copies for task in tasks)} paintings in {len(tasks)} files, as its scorer takes them")
+    return 0
 
 
 def run_compare(args: argparse.Namespace) -> int:
@@ -103,7 +127,7 @@ def _painted(args: argparse.Namespace, reference: Path, work: Path) -> dict[str,
     loader = functools.partial(load, args, scorers={})
     with tqdm.tqdm(total=len(pairing.images_in(reference)), desc="painting", unit=" image", file=sys.stderr) as bar:
         repaint(loader, reference, work, how, about, bar.update)
-    return {**about, **dataclasses.asdict(how)}
+    return {**about, **plain.to_plain(how)}
 
 
 def _captions(file: Path, found: Pairing) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 
+from uae_jax import plain
 from uae_jax.bench.pairing import images_in
 from uae_jax.commands import save
 from uae_jax.data.caption_files import JsonLines
@@ -58,7 +59,7 @@ def repaint(
     """
     files = images_in(reference)
     targets = painting_files(files, reference, folder)
-    settings = {**about, "reference": str(reference.resolve()), **dataclasses.asdict(how)}
+    settings = {**about, "reference": str(reference.resolve()), **plain.to_plain(how)}
     uae = None
     with JsonLines(folder / CAPTIONS, settings) as captions:
         for first in range(0, len(files), WINDOW):

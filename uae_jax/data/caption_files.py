@@ -98,16 +98,8 @@ class JsonLines:
 
     def _check_settings(self) -> None:
         beside = self.path.with_name(self.path.name + ".settings.json")
-        if not self._done or not beside.exists():
-            write_whole(beside, json.dumps(self._settings, indent=2) + "\n")
-            return
-        stored = json.loads(beside.read_text())
-        changed = [f"{k} {stored.get(k)!r}, now {v!r}" for k, v in self._settings.items() if stored.get(k) != v]
-        if changed:
-            raise ValueError(
-                f"{self.path} has {len(self._done)} captions written with other settings ({'; '.join(changed)}); "
-                f"choose another --output, or the same settings"
-            )
+        told = f"{self.path} has {len(self._done)} captions written"
+        same_settings(beside, self._settings, told, fresh=not self._done)
 
 
 class TextFiles:
@@ -126,6 +118,29 @@ class TextFiles:
     def write(self, image: Path, caption: str) -> None:
         """Writes a text."""
         write_whole(image.with_suffix(".txt"), caption + "\n")
+
+
+def same_settings(beside: Path, settings: dict[str, Any], told: str, fresh: bool) -> None:
+    """Keeps what results are made with in a file beside them, or sees that it is what they were made with before.
+
+    Args:
+      beside: the file; without one there is nothing to compare with.
+      settings: of now, as JSON has them.
+      told: begins the error: what is there already.
+      fresh: there is nothing yet, so whatever the file says is forgotten.
+
+    Raises:
+      ValueError: if they are others.
+    """
+    if fresh or not beside.exists():
+        write_whole(beside, json.dumps(settings, indent=2) + "\n")
+        return
+    stored = json.loads(beside.read_text())
+    changed = [f"{k} {stored.get(k)!r}, now {v!r}" for k, v in settings.items() if stored.get(k) != v]
+    if changed:
+        raise ValueError(
+            f"{told} with other settings ({'; '.join(changed)}); choose another --output, or the same settings"
+        )
 
 
 def write_whole(path: Path, text: str) -> None:

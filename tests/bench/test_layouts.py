@@ -1,0 +1,167 @@
+"""GenEval, GenEval++ and DPG-Bench: folders as the official scorers read them, however often painting was stopped."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from uae_jax import cli
+from uae_jax.bench import commands, painting
+from uae_jax.bench.layouts import LAYOUTS, grid
+
+SIDE = 16
+TAGS = ("single_object", "counting", "position")
+
+
+class Painter:
+    """Stands for `UAE`: a painting's grey is its number, so that a file tells which paintings are in it."""
+
+    loaded = 0
+    painted: list[int]
+
+    def __init__(self):
+        Painter.loaded += 1
+        Painter.painted = []
+
+    def iter_paintings(self, prompts, settings, *, seed, first):
+        for place in reversed(range(len(prompts))):
+            Painter.painted.append(first + place)
+            yield place, Image.new("RGB", (SIDE, SIDE), (first + place + 1,) * 3)
+
+
+@pytest.fixture(autouse=True)
+def painter(monkeypatch):
+    Painter.loaded, Painter.painted = 0, []
+    monkeypatch.setattr(commands, "load", lambda args, **more: Painter())
+    monkeypatch.setattr(painting, "WINDOW", 8)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    """Benchmark -> its prompts, of five."""
+    lines = [json.dumps({"tag": TAGS[i % 3], "include": [{"class": "cup"}], "prompt": f"cup {i}"}) for i in range(5)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    for i in range(5):
+        (folder / f"p{i}.txt").write_text(f"a long prompt of a cup, {i}\n")
+    return {"geneval": tmp_path / "metadata.jsonl", "genevalpp": tmp_path / "metadata.jsonl", "dpg": folder}
+
+
+def bench(name, prompts, output, *more):
+    return cli.main(["bench", name, "--prompts", str(prompts[name]), "--output", str(output), *more])
+
+
+def greys(file) -> set[int]:
+    return set(np.unique(np.asarray(Image.open(file))))
+
+
+def test_geneval_as_its_scorer_walks_it(prompts, tmp_path):
+    output = tmp_path / "out"
+    assert bench("geneval", prompts, output) == 0
+    # As evaluate_images.py does: folders of digits, the line that a folder is about, images of digits in `samples`.
+    lines = prompts["geneval"].read_text().splitlines()
+    folders = sorted(path for path in output.iterdir() if path.is_dir() and path.name.isdigit())
+    assert [path.name for path in folders] == [f"{i:05d}" for i in range(5)]
+    for i, folder in enumerate(folders):
+        assert json.loads((folder / "metadata.jsonl").read_text()) == json.loads(lines[i])
+        images = sorted(path for path in (folder / "samples").iterdir() if re.match(r"\d+\.png", path.name))
+        assert [greys(image) for image in images] == [{4 * i + copy + 1} for copy in range(4)]
+
+
+def test_genevalpp_as_its_judge_asks_for_it(prompts, tmp_path):
+    assert bench("genevalpp", prompts, tmp_path / "out") == 0
+    for number in range(1, 6):  # of the line, from 1
+        with Image.open(tmp_path / f"out/image/{number}.jpg") as image:
+            assert image.format == "JPEG"
+
+
+def test_dpg_as_its_scorer_cuts_it(prompts, tmp_path):
+    output = tmp_path / "out"
+    assert bench("dpg", prompts, output) == 0
+    files = sorted(output.iterdir())  # whatever is there is taken for a grid
+    assert [file.name.split(".")[0] for file in files] == [f"p{i}" for i in range(5)]
+    for i, file in enumerate(files):
+        image = Image.open(file)
+        assert image.size == (2 * SIDE, 2 * SIDE)
+        crops = [(0, 0), (SIDE, 0), (0, SIDE), (SIDE, SIDE)]
+        found = [image.crop((x, y, x + SIDE, y + SIDE)).getpixel((5, 5))[0] for x, y in crops]
+        assert found == [4 * i + copy + 1 for copy in range(4)]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_it_goes_on_where_it_stopped(prompts, tmp_path, name):
+    output = tmp_path / "out"
+    assert bench(name, prompts, output) == 0
+    tasks = LAYOUTS[name].tasks(prompts[name])
+    before = {task.file: (output / task.file).read_bytes() for task in tasks}
+    assert bench(name, prompts, output) == 0 and Painter.loaded == 1  # nothing to do: no model either
+    (output / tasks[-1].file).unlink()
+    assert bench(name, prompts, output) == 0 and Painter.loaded == 2
+    assert {task.file: (output / task.file).read_bytes() for task in tasks} == before
+    # Only the window with the missing file was painted again, under the numbers that it had.
+    total = sum(task.copies for task in tasks)
+    assert sorted(Painter.painted) == list(range(total - len(Painter.painted), total)) and len(Painter.painted) <= 8
+
+
+def test_paintings_with_other_settings_are_not_mixed(prompts, tmp_path, capsys):
+    assert bench("genevalpp", prompts, tmp_path / "out") == 0
+    assert bench("genevalpp", prompts, tmp_path / "out", "--seed", "1") == 1
+    assert "has 5 files painted with other settings (seed 0, now 1)" in capsys.readouterr().err
+
+
+def spoil_geneval(output):
+    (output / "00001/metadata.jsonl").write_text('{"tag": "counting", "prompt": "no"}\n')
+
+
+def spoil_genevalpp(output):
+    (output / "image/2.jpg").write_bytes(b"no image")
+
+
+def spoil_dpg(output):
+    (output / "notes.txt").write_text("not a grid")
+
+
+@pytest.mark.parametrize("spoil", [spoil_geneval, spoil_genevalpp, spoil_dpg])
+def test_the_check_finds_what_would_be_misread(prompts, tmp_path, spoil):
+    name, output = spoil.__name__.removeprefix("spoil_"), tmp_path / "out"
+    assert bench(name, prompts, output) == 0
+    assert LAYOUTS[name].check(prompts[name], output) == []
+    spoil(output)
+    faults = LAYOUTS[name].check(prompts[name], output)
+    assert len(faults) == 1 and str(output) in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted"),
+    [
+        ("geneval", "", "no prompts"),
+        ("geneval", "a cup\n", ":1: no JSON"),
+        ("genevalpp", '{"prompt": 5, "tag": "x"}\n', "wanted an object"),
+        ("dpg", "", "folder of .txt"),
+    ],
+)
+def test_bad_prompts_are_refused_before_anything_is_painted(tmp_path, capsys, name, content, wanted):
+    file = tmp_path / "prompts"
+    file.write_text(content)
+    assert bench(name, {name: file}, tmp_path / "out") == 1
+    assert wanted in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_dpg_refuses_what_its_scorer_would_cut_wrongly(prompts, tmp_path, capsys):
+    assert bench("dpg", prompts, tmp_path / "out", "--size", "64x32") == 1
+    assert "wanted a square" in capsys.readouterr().err
+    (prompts["dpg"] / "a.b.txt").write_text("a cup")
+    assert bench("dpg", prompts, tmp_path / "out") == 1
+    assert "first dot" in capsys.readouterr().err
+
+
+def test_one_painting_is_no_grid():
+    image = Image.new("RGB", (SIDE, SIDE))
+    assert grid([image]) is image
+
+
+def test_there_is_a_command_for_each_layout():
+    assert {name for name, *_ in cli.BENCHMARKS} == set(LAYOUTS)
