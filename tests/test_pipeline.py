@@ -388,3 +388,21 @@ def test_a_checkpoint_without_a_tokenizer_takes_the_base_models(uae_checkpoint, 
     whole = UAE.from_pretrained(root, dtype="float32", max_pixels=20_000, processor=base)
     assert whole.prompts.encode_user("a cup") == small_uae.prompts.encode_user("a cup")
     assert whole.prompts.vision_inputs == small_uae.prompts.vision_inputs
+
+
+def test_questions_are_each_rows_own(uae):
+    images = photographs()[:2]
+    settings = CaptionSettings(prompt=QUESTION, max_new_tokens=NEW, temperature=0.0)
+    others = ["What is this?", QUESTION]
+    answers = dict(uae.iter_answers(images, others, settings))
+    # Greedy answers to a question do not depend on what else is asked beside it.
+    assert answers[1] == uae.caption(images[1], QUESTION, max_new_tokens=NEW, temperature=0.0)[0]
+    assert answers[0] == uae.caption(images[0], others[0], max_new_tokens=NEW, temperature=0.0)[0]
+
+
+def test_a_question_needs_no_image(uae):
+    settings = CaptionSettings(max_new_tokens=NEW, temperature=0.0)
+    first = dict(uae.iter_answers(None, ["Tell me more of a cup.", "a"], settings))
+    assert sorted(first) == [0, 1] and dict(uae.iter_answers(None, ["a"], settings))[0] == first[1]
+    with pytest.raises(ValueError, match="1 images and 2 questions"):
+        dict(uae.iter_answers(photographs()[:1], ["a", "b"], settings))

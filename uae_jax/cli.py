@@ -172,6 +172,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_bench_unified(parts)
     _add_bench_compare(parts)
+    _add_bench_vqa(parts)
     for name, title, prompts in BENCHMARKS:
         _add_bench_prompts(parts, name, title, prompts)
 
@@ -196,6 +197,24 @@ def _add_bench_unified(commands: argparse._SubParsersAction) -> None:
     _add_painting(parser, output=False)
     _add_model(parser)
     parser.set_defaults(run=_bench_command("run_unified"))
+
+
+def _add_bench_vqa(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "vqa",
+        help="ask the encoder questions about images",
+        description='Asks the questions of a file of JSON lines, {"image": PATH, "question": TEXT, "answer": ..., '
+        '"choices": [...], "task": NAME}: multiple choice where there are choices, else free form. Prints accuracy by '
+        "task. Answers go to FILE.jsonl one by one; the same command goes on where it stopped.",
+        epilog="example: uae bench vqa --questions mmt/questions.jsonl --model ~/models/UAE --output bench/mmt.jsonl "
+        "--temperature 0 --max-new-tokens 16",
+    )
+    parser.add_argument("--questions", required=True, metavar="FILE.jsonl", help="what to ask")
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="answers to write")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_captioning(parser, question=False)
+    _add_model(parser)
+    parser.set_defaults(run=_bench_command("run_vqa"), question=None)
 
 
 def _add_bench_prompts(commands: argparse._SubParsersAction, name: str, title: str, prompts: str) -> None:
@@ -270,9 +289,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
 
 
-def _add_captioning(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("captioning")
-    group.add_argument("--question", metavar="TEXT", help="what to ask (default: for a description)")
+def _add_captioning(parser: argparse.ArgumentParser, question: bool = True) -> None:
+    group = parser.add_argument_group("captioning" if question else "answering")
+    if question:
+        group.add_argument("--question", metavar="TEXT", help="what to ask (default: for a description)")
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="cut captions here (default: 512; tiny: 192)")
     group.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: 0.7; tiny: 0)")
     group.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest (default: 0, all)")

@@ -130,16 +130,26 @@ class Engine:
             )
         )
 
-    def write(self, images: Sequence[Image.Image], settings: CaptionSettings, keys: jax.Array, count: int) -> Answers:
-        """Captions a batch; rows from `count` on only fill it and are not decoded.
+    def write(
+        self,
+        images: Sequence[Image.Image | None],
+        settings: CaptionSettings,
+        keys: jax.Array,
+        count: int,
+        questions: Sequence[str] | None = None,
+    ) -> Answers:
+        """Captions a batch, or answers questions; rows from `count` on only fill it and are not decoded.
 
         Args:
-          images: RGB.
+          images: RGB; None where a row has none.
           settings: the question, and how tokens are drawn.
-          keys: a PRNG key per image.
-          count: images that are wanted.
+          keys: a PRNG key per row.
+          count: rows that are wanted.
+          questions: one for each row, instead of that of the settings.
         """
-        prompts = self._place(self.prompts.ask([[image] for image in images], [settings.question] * len(images)))
+        asked = [settings.question] * len(images) if questions is None else questions
+        shown = [[] if image is None else [image] for image in images]
+        prompts = self._place(self.prompts.ask(shown, asked))
         with self._on_mesh():
             generation = self._write(
                 self._encoder_variables["current"],

@@ -285,6 +285,34 @@ class UAE:
         for places, answers in self._answer(_opened(images), settings, ItemKeys(seed, first)):
             yield from zip(places, answers.texts, strict=True)
 
+    def iter_answers(
+        self,
+        images: Any,
+        questions: Sequence[str],
+        settings: CaptionSettings | None = None,
+        *,
+        seed: int = 0,
+        first: int = 0,
+    ) -> Iterator[tuple[int, str]]:
+        """Asks the encoder; yields (place, answer) as they are done, which is not in order.
+
+        Args:
+          images: one for each question, as for `caption`; None for questions about no image.
+          questions: as many.
+          settings: how tokens are drawn; its own question is not asked.
+          seed, first: see `caption`.
+
+        Raises:
+          ImageError: if an image cannot be used, before anything is computed.
+          ValueError: unless there are as many images as questions.
+        """
+        settings, texts = settings or self.defaults.caption, batching.as_list(questions)
+        pictures = [None] * len(texts) if images is None else _opened(images)
+        if len(pictures) != len(texts):
+            raise ValueError(f"{len(pictures)} images and {len(texts)} questions, wanted as many")
+        for places, answers in self._answer(pictures, settings, ItemKeys(seed, first), texts):
+            yield from zip(places, answers.texts, strict=True)
+
     def iter_paintings(
         self,
         prompts: str | Sequence[str],
@@ -351,9 +379,13 @@ class UAE:
             yield i, Reconstruction(caption, painted[row], values)
 
     def _answer(
-        self, pictures: list[Image.Image], settings: CaptionSettings, keys: ItemKeys
+        self,
+        pictures: Sequence[Image.Image | None],
+        settings: CaptionSettings,
+        keys: ItemKeys,
+        questions: Sequence[str] | None = None,
     ) -> Iterator[tuple[list[int], Answers]]:
-        """Writes captions batch by batch, images of like size together; yields their places and `Answers`."""
+        """Writes captions or answers batch by batch, images of like size together; yields places and `Answers`."""
         engine = self.engine
         need = batching.caption_bytes(
             engine.encoder.config,
@@ -362,10 +394,11 @@ class UAE:
             engine.runtime.dtype.itemsize,
         )
         copy = batching.decoding_copy_bytes(self.weights.encoder.params)
-        order = sorted(range(len(pictures)), key=lambda i: pictures[i].width * pictures[i].height)
+        order = sorted(range(len(pictures)), key=lambda i: pictures[i].width * pictures[i].height if pictures[i] else 0)
         for places in batching.chunks(order, batching.rows_within(self.memory - copy, need)):
             padded = _fill(places)
-            yield places, engine.write([pictures[i] for i in padded], settings, keys(padded), len(places))
+            asked = None if questions is None else [questions[i] for i in padded]
+            yield places, engine.write([pictures[i] for i in padded], settings, keys(padded), len(places), asked)
 
     def _painting_rows(self, settings: PaintSettings) -> int:
         """How many images are painted at a time."""

@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import tqdm
+from PIL import Image
 
 from uae_jax import plain
-from uae_jax.bench import gallery, pairing, unified
+from uae_jax.bench import gallery, pairing, questions, unified
 from uae_jax.bench.layouts import LAYOUTS
 from uae_jax.bench.painting import paint
 from uae_jax.bench.pairing import Pairing
 from uae_jax.bench.repaint import CAPTIONS, PAINTINGS, How, repaint
 from uae_jax.commands import caption_settings, load, paint_settings
 from uae_jax.data.caption_files import same_settings, write_whole
+from uae_jax.data.images import ImageError, open_image
 from uae_jax.rewards.reconstruction import UNIFIED
 from uae_jax.rewards.scorers import Scorer
 from uae_jax.weights import checkpoint, uae
+
+WINDOW = 64  # questions that are asked at a time
 
 
 def run_unified(args: argparse.Namespace) -> int:
@@ -73,6 +77,73 @@ def run_prompts(args: argparse.Namespace) -> int:
         raise ValueError(f"{output} is not as its scorer wants it: {'; '.join(faults[:5])}{more}")
     print(f"{output}: {sum(task.copies for task in tasks)} paintings in {len(tasks)} files, as its scorer takes them")
     return 0
+
+
+def run_vqa(args: argparse.Namespace) -> int:
+    """Asks all questions that have no answer yet, judges the answers, prints the accuracy."""
+    file, output = Path(args.questions).expanduser(), Path(args.output).expanduser()
+    asked, settings = questions.read(file), caption_settings(args)
+    made_with = {"questions": str(file.resolve()), "model": args.model, "dtype": args.dtype, "seed": args.seed}
+    made_with |= {"writing": plain.to_plain(settings)}
+    said = _answers(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = output.with_name(output.name + ".settings.json")
+    same_settings(beside, made_with, f"{output} has {len(said)} answers written", fresh=not said)
+    model = None
+    with (
+        tqdm.tqdm(total=len(asked), desc="asking", unit=" question", file=sys.stderr) as bar,
+        output.open("a") as lines,
+    ):
+        for first in range(0, len(asked), WINDOW):
+            numbers = range(first, min(first + WINDOW, len(asked)))
+            if any(i not in said for i in numbers):
+                opened = _open_all({i: asked[i].image for i in numbers}, bar)
+                model = model or load(args, scorers={})
+                texts = [asked[i].asked for i in opened]
+                told = model.iter_answers(list(opened.values()), texts, settings, seed=args.seed, first=first)
+                for place, answer in told:
+                    number = list(opened)[place]
+                    if number not in said:
+                        said[number] = answer
+                        lines.write(json.dumps({"number": number, "answer": answer}) + "\n")
+                lines.flush()
+            bar.update(len(numbers))
+    found = questions.summary(asked, said)
+    write_whole(output.with_suffix(".summary.json"), json.dumps(found, indent=2) + "\n")
+    if args.json:
+        print(json.dumps(found))
+    else:
+        low, high = found["interval"]
+        for task, accuracy in found["tasks"].items():
+            print(f"{accuracy:8.3f}  {task or 'all'}")
+        print(f"{found['accuracy']:8.3f}  of {found['questions']} questions (95% {low:.3f} to {high:.3f})")
+        print(f"{found['undecided']:8}  answers name no choice, {found['unanswered']} questions have none")
+    return 1 if found["unanswered"] else 0
+
+
+def _answers(output: Path) -> dict[int, str]:
+    """Answers that are there already; a last line that was cut off is dropped."""
+    if not output.is_file():
+        return {}
+    whole = [line for line in output.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    try:
+        records = [json.loads(line) for line in whole]
+        said = {int(record["number"]): str(record["answer"]) for record in records}
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{output} holds something else than answers; choose another --output") from None
+    write_whole(output, "".join(whole))
+    return said
+
+
+def _open_all(files: Mapping[int, Path], bar: tqdm.tqdm) -> dict[int, Image.Image]:
+    """Images that can be opened; of the others it says why."""
+    opened = {}
+    for number, file in files.items():
+        try:
+            opened[number] = open_image(file)
+        except ImageError as error:
+            bar.write(f"uae: skipped: {error}", file=sys.stderr)
+    return opened
 
 
 def run_compare(args: argparse.Namespace) -> int:
