@@ -227,6 +227,11 @@ def _add_bench_prompts(commands: argparse._SubParsersAction, name: str, title: s
         epilog=f"example: uae bench {name} --prompts PROMPTS --output out/{name} --model ~/models/UAE --size 512",
     )
     parser.add_argument("--prompts", required=True, metavar="PATH", help=prompts)
+    parser.add_argument(
+        "--rewrite",
+        action="store_true",
+        help="paint what the encoder makes of each prompt instead; kept in DIR.rewritten.jsonl",
+    )
     _add_painting(parser, force=False)
     _add_model(parser)
     parser.set_defaults(run=_bench_command("run_prompts"), benchmark=name)

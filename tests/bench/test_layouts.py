@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from uae_jax import cli
 from uae_jax.bench import commands, painting
 from uae_jax.bench.layouts import LAYOUTS, grid
+from uae_jax.engine import CaptionSettings
 
 SIDE = 16
 TAGS = ("single_object", "counting", "position")
@@ -20,12 +22,20 @@ class Painter:
 
     loaded = 0
     painted: list[int]
+    prompts: list[str]
 
     def __init__(self):
         Painter.loaded += 1
         Painter.painted = []
 
+    defaults = SimpleNamespace(caption=CaptionSettings())
+
+    def iter_answers(self, images, questions, settings, *, seed):
+        assert images is None and settings.temperature == 0
+        yield from reversed([(i, f"at length: {question[-5:]}") for i, question in enumerate(questions)])
+
     def iter_paintings(self, prompts, settings, *, seed, first):
+        Painter.prompts = prompts
         for place in reversed(range(len(prompts))):
             Painter.painted.append(first + place)
             yield place, Image.new("RGB", (SIDE, SIDE), (first + place + 1,) * 3)
@@ -156,6 +166,17 @@ def test_dpg_refuses_what_its_scorer_would_cut_wrongly(prompts, tmp_path, capsys
     (prompts["dpg"] / "a.b.txt").write_text("a cup")
     assert bench("dpg", prompts, tmp_path / "out") == 1
     assert "first dot" in capsys.readouterr().err
+
+
+def test_rewritten_prompts_are_painted_and_kept(prompts, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert bench("genevalpp", prompts, output, "--rewrite") == 0
+    assert Painter.prompts == [f"at length: cup {i}" for i in range(5)] and Painter.loaded == 1
+    kept = [json.loads(line) for line in (tmp_path / "out.rewritten.jsonl").read_text().splitlines()]
+    assert kept[4] == {"prompt": "cup 4", "rewritten": "at length: cup 4"}
+    assert bench("genevalpp", prompts, output, "--rewrite") == 0 and Painter.loaded == 1
+    assert bench("genevalpp", prompts, output) == 1  # not mixed with paintings of the prompts themselves
+    assert "rewrite True, now False" in capsys.readouterr().err
 
 
 def test_one_painting_is_no_grid():

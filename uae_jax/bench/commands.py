@@ -15,7 +15,7 @@ from PIL import Image
 from uae_jax import plain
 from uae_jax.bench import gallery, pairing, questions, unified
 from uae_jax.bench.layouts import LAYOUTS
-from uae_jax.bench.painting import paint
+from uae_jax.bench.painting import paint, rewrite
 from uae_jax.bench.pairing import Pairing
 from uae_jax.bench.repaint import CAPTIONS, PAINTINGS, How, repaint
 from uae_jax.commands import caption_settings, load, paint_settings
@@ -64,14 +64,17 @@ def run_prompts(args: argparse.Namespace) -> int:
     if args.benchmark == "dpg" and settings.size is not None and settings.size[0] != settings.size[1]:
         raise ValueError(f"--size is {args.size}, wanted a square: DPG-Bench cuts square grids")
     made_with = {"benchmark": args.benchmark, "prompts": str(prompts.resolve()), "model": args.model}
-    made_with |= {"dtype": args.dtype, "seed": args.seed, "paint": plain.to_plain(settings)}
+    made_with |= {"dtype": args.dtype, "seed": args.seed, "rewrite": args.rewrite, "paint": plain.to_plain(settings)}
     there = [task for task in tasks if (output / task.file).exists()]
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(output.name + ".settings.json")  # not in it: scorers take whatever is there for paintings
     same_settings(beside, made_with, f"{output} has {len(there)} files painted", fresh=not there)
+    model = functools.cache(functools.partial(load, args, scorers={}))
+    if args.rewrite:
+        tasks = rewrite(model, tasks, output.with_name(output.name + ".rewritten.jsonl"), args.seed)
     layout.prepare(prompts, output)
     with tqdm.tqdm(total=len(tasks), desc=f"painting {args.benchmark}", unit=" file", file=sys.stderr) as bar:
-        paint(functools.partial(load, args, scorers={}), tasks, output, settings, args.seed, bar.update)
+        paint(model, tasks, output, settings, args.seed, bar.update)
     if faults := layout.check(prompts, output):
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ValueError(f"{output} is not as its scorer wants it: {'; '.join(faults[:5])}{more}")
