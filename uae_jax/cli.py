@@ -80,7 +80,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         epilog="example: uae demo --workdir runs/demo --config.understanding.steps=200",
     )
     parser.add_argument("--workdir", default="runs/demo", metavar="DIR", help="of all stages (default: runs/demo)")
-    parser.add_argument("--scenes", type=int, default=256, metavar="N", help="held-out scenes (default: 256)")
+    parser.add_argument("--scenes", type=int, default=128, metavar="N", help="held-out scenes (default: 128)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     _add_overrides(parser)
     parser.set_defaults(run=_demo)

@@ -23,9 +23,9 @@ def get_config(arg=None):
     config.validation = held_out(LEVELS, WEIGHTS)
     config.optimiser = ConfigDict({"learning_rate": 1e-3, "schedule": "cosine", "warmup": 50, "weight_decay": 0.05})
     config.ema = ConfigDict({"decay": 0.99})
-    config.steps = 400
+    config.steps = 250
     config.batch_size = 128
     config.log_every = 50
-    config.evaluate_every = 200
-    config.checkpoint_every = 200
+    config.evaluate_every = 125
+    config.checkpoint_every = 125
     return config

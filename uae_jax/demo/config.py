@@ -9,19 +9,20 @@ or, without the evaluation and the report, `uae train --config uae_jax/demo/conf
 from ml_collections import ConfigDict
 
 _LEVELS, _WEIGHTS = ("medium", "long", "exhaustive"), (0.2, 0.4, 0.4)
+_TOKENS = 96  # of a caption: the encoder begins with some thirty, and time is short
 _LORA = {"mode": "lora", "rank": 16, "alpha": 32.0, "existing": "merge"}
 
 
 def get_config(arg=None):
     del arg
     config = ConfigDict({"stages": ("pretrain", "cold_start", "understanding", "generation")})
-    config.pretrain = _stage("pretrain", "tiny", captions=True, steps=200, batch=32, rate=3e-4)
-    config.pretrain.settings.update({"max_tokens": 160, "pictures": 8})
+    config.pretrain = _stage("pretrain", "tiny", captions=True, steps=150, batch=32, rate=3e-4)
+    config.pretrain.settings.update({"max_tokens": _TOKENS, "pictures": 8})
     config.cold_start = _stage("cold_start", "previous", captions=True, steps=30, batch=8, rate=2e-4)
     config.cold_start.settings.update(
         _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "decoder": _LORA, "paint": _paint(4, 3.0)})
     )
-    config.understanding = _stage("gen_for_understanding", "previous", captions=False, steps=40, batch=8, rate=5e-4)
+    config.understanding = _stage("gen_for_understanding", "previous", captions=False, steps=40, batch=6, rate=5e-4)
     config.understanding.settings.update(
         _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "group": 8, "paint": _paint(6, 3.0)})
     )
@@ -41,7 +42,7 @@ def _paint(steps: int, guidance: float) -> dict:
 
 
 def _loop(settings: dict) -> dict:
-    more = {"text": {"max_tokens": 160, "max_pixels": 4096}, "evaluation_steps": 10, "scene_scores": True}
+    more = {"text": {"max_tokens": _TOKENS, "max_pixels": 4096}, "evaluation_steps": 10, "scene_scores": True}
     return {**more, **settings}
 
 
