@@ -173,6 +173,7 @@ def _add_bench(commands: argparse._SubParsersAction) -> None:
     _add_bench_unified(parts)
     _add_bench_compare(parts)
     _add_bench_vqa(parts)
+    _add_bench_judge(parts)
     for name, title, prompts in BENCHMARKS:
         _add_bench_prompts(parts, name, title, prompts)
 
@@ -215,6 +216,28 @@ def _add_bench_vqa(commands: argparse._SubParsersAction) -> None:
     _add_captioning(parser, question=False)
     _add_model(parser)
     parser.set_defaults(run=_bench_command("run_vqa"), question=None)
+
+
+def _add_bench_judge(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "judge",
+        help="judge paintings of DPG-Bench or GenEval by asking an encoder",
+        description="Asks the encoder of --model DPG-Bench's official questions about what `uae bench dpg` painted, or "
+        "whether what `uae bench geneval` painted holds what it should. This is another judge than the official ones: "
+        "its figures compare with each other, not with published ones. The same command goes on where it stopped.",
+        epilog="example: uae bench judge dpg --questions dpg_bench.csv --images out/dpg --model ~/models/UAE "
+        "--output out/dpg_answers.jsonl --temperature 0 --max-new-tokens 8",
+    )
+    parser.add_argument("benchmark", choices=("dpg", "geneval"), help="which of them")
+    parser.add_argument(
+        "--questions", required=True, metavar="FILE", help="dpg_bench.csv, or GenEval's evaluation_metadata.jsonl"
+    )
+    parser.add_argument("--images", required=True, metavar="DIR", help="what was painted")
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="answers to write")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_captioning(parser, question=False)
+    _add_model(parser)
+    parser.set_defaults(run=_bench_command("run_judge"), question=None)
 
 
 def _add_bench_prompts(commands: argparse._SubParsersAction, name: str, title: str, prompts: str) -> None:

@@ -10,22 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import tqdm
-from PIL import Image
 
 from uae_jax import plain
-from uae_jax.bench import gallery, pairing, questions, unified
+from uae_jax.bench import gallery, judging, pairing, questions, unified
+from uae_jax.bench.asking import Item, ask
 from uae_jax.bench.layouts import LAYOUTS
 from uae_jax.bench.painting import paint, rewrite
 from uae_jax.bench.pairing import Pairing
 from uae_jax.bench.repaint import CAPTIONS, PAINTINGS, How, repaint
 from uae_jax.commands import caption_settings, load, paint_settings
 from uae_jax.data.caption_files import same_settings, write_whole
-from uae_jax.data.images import ImageError, open_image
 from uae_jax.rewards.reconstruction import UNIFIED
 from uae_jax.rewards.scorers import Scorer
 from uae_jax.weights import checkpoint, uae
-
-WINDOW = 64  # questions that are asked at a time
 
 
 def run_unified(args: argparse.Namespace) -> int:
@@ -85,32 +82,8 @@ def run_prompts(args: argparse.Namespace) -> int:
 def run_vqa(args: argparse.Namespace) -> int:
     """Asks all questions that have no answer yet, judges the answers, prints the accuracy."""
     file, output = Path(args.questions).expanduser(), Path(args.output).expanduser()
-    asked, settings = questions.read(file), caption_settings(args)
-    made_with = {"questions": str(file.resolve()), "model": args.model, "dtype": args.dtype, "seed": args.seed}
-    made_with |= {"writing": plain.to_plain(settings)}
-    said = _answers(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(output.name + ".settings.json")
-    same_settings(beside, made_with, f"{output} has {len(said)} answers written", fresh=not said)
-    model = None
-    with (
-        tqdm.tqdm(total=len(asked), desc="asking", unit=" question", file=sys.stderr) as bar,
-        output.open("a") as lines,
-    ):
-        for first in range(0, len(asked), WINDOW):
-            numbers = range(first, min(first + WINDOW, len(asked)))
-            if any(i not in said for i in numbers):
-                opened = _open_all({i: asked[i].image for i in numbers}, bar)
-                model = model or load(args, scorers={})
-                texts = [asked[i].asked for i in opened]
-                told = model.iter_answers(list(opened.values()), texts, settings, seed=args.seed, first=first)
-                for place, answer in told:
-                    number = list(opened)[place]
-                    if number not in said:
-                        said[number] = answer
-                        lines.write(json.dumps({"number": number, "answer": answer}) + "\n")
-                lines.flush()
-            bar.update(len(numbers))
+    asked = questions.read(file)
+    said = _ask(args, [Item(question.image, question.asked) for question in asked], output)
     found = questions.summary(asked, said)
     write_whole(output.with_suffix(".summary.json"), json.dumps(found, indent=2) + "\n")
     if args.json:
@@ -124,29 +97,37 @@ def run_vqa(args: argparse.Namespace) -> int:
     return 1 if found["unanswered"] else 0
 
 
-def _answers(output: Path) -> dict[int, str]:
-    """Answers that are there already; a last line that was cut off is dropped."""
-    if not output.is_file():
-        return {}
-    whole = [line for line in output.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    try:
-        records = [json.loads(line) for line in whole]
-        said = {int(record["number"]): str(record["answer"]) for record in records}
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{output} holds something else than answers; choose another --output") from None
-    write_whole(output, "".join(whole))
-    return said
+def run_judge(args: argparse.Namespace) -> int:
+    """Judges a folder of DPG-Bench or GenEval by asking the encoder."""
+    file, images, output = (Path(path).expanduser() for path in (args.questions, args.images, args.output))
+    pictures = judging.dpg_pictures(file, images) if args.benchmark == "dpg" else judging.geneval_pictures(file, images)
+    items = [Item(p.file, check.asked, p.quarter) for p in pictures.found for check in pictures.checks[p.key]]
+    if not items:
+        raise ValueError(f"{images} has no picture of {file}; wanted what `uae bench {args.benchmark}` paints")
+    told, said, number = _ask(args, items, output), {}, 0
+    for picture in pictures.found:
+        count = len(pictures.checks[picture.key])
+        if all(number + i in told for i in range(count)):
+            said.setdefault(picture.key, []).append([judging.yes(told[number + i]) for i in range(count)])
+        number += count
+    found = {"judge": f"{args.model} asked, not the official scorer", **pictures.summary(said)}
+    write_whole(output.with_suffix(".summary.json"), json.dumps(found, indent=2) + "\n")
+    if args.json:
+        print(json.dumps(found))
+    else:
+        for name, value in found["by"].items():
+            print(f"{value:8.3f}  {name}")
+        print(f"{found['score']:8.3f}  {args.benchmark}, judged by {found['judge']}")
+        print(f"{len(found['missing']):8}  prompts without a readable picture, which count as wrong")
+    return 1 if found["missing"] else 0
 
 
-def _open_all(files: Mapping[int, Path], bar: tqdm.tqdm) -> dict[int, Image.Image]:
-    """Images that can be opened; of the others it says why."""
-    opened = {}
-    for number, file in files.items():
-        try:
-            opened[number] = open_image(file)
-        except ImageError as error:
-            bar.write(f"uae: skipped: {error}", file=sys.stderr)
-    return opened
+def _ask(args: argparse.Namespace, items: list[Item], output: Path) -> dict[int, str]:
+    settings = caption_settings(args)
+    made_with = {"questions": str(Path(args.questions).expanduser().resolve()), "model": args.model}
+    made_with |= {"dtype": args.dtype, "seed": args.seed, "writing": plain.to_plain(settings)}
+    made_with |= {"images": str(Path(args.images).expanduser().resolve())} if "images" in args else {}
+    return ask(functools.partial(load, args, scorers={}), items, output, settings, args.seed, made_with)
 
 
 def run_compare(args: argparse.Namespace) -> int:

@@ -61,8 +61,8 @@ def grid(images: list[Image.Image]) -> Image.Image:
     return whole
 
 
-def _lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Lines of JSON with a "prompt": as they are, and read.
+def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Lines of JSON with "prompt" and "tag", the metadata of GenEval and GenEval++: as they are, and read.
 
     Raises:
       ValueError: on a line that is something else, or if there are none.
@@ -89,13 +89,13 @@ def _lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
 def _geneval_tasks(file: Path) -> list[Task]:
     return [
         Task(record["prompt"], Path(f"{i:05d}/samples/{copy:05d}.png"))
-        for i, (_, record) in enumerate(_lines(file))
+        for i, (_, record) in enumerate(read_lines(file))
         for copy in range(COPIES)
     ]
 
 
 def _geneval_prepare(file: Path, output: Path) -> None:
-    for i, (line, _) in enumerate(_lines(file)):
+    for i, (line, _) in enumerate(read_lines(file)):
         folder = output / f"{i:05d}"
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         (folder / "metadata.jsonl").write_text(line + "\n", encoding="utf-8")
@@ -103,7 +103,7 @@ def _geneval_prepare(file: Path, output: Path) -> None:
 
 def _geneval_check(file: Path, output: Path) -> list[str]:
     """As `evaluate_images.py` reads it: digit folders with metadata, and images of digits below `samples`."""
-    faults, lines = [], _lines(file)
+    faults, lines = [], read_lines(file)
     folders = sorted(path for path in output.iterdir() if path.is_dir() and path.name.isdigit())
     if len(folders) != len(lines):
         faults.append(f"{len(folders)} folders of prompts, wanted {len(lines)}")
@@ -123,7 +123,7 @@ def _geneval_check(file: Path, output: Path) -> list[str]:
 
 
 def _genevalpp_tasks(file: Path) -> list[Task]:
-    return [Task(record["prompt"], Path(f"image/{i}.jpg")) for i, (_, record) in enumerate(_lines(file), start=1)]
+    return [Task(record["prompt"], Path(f"image/{i}.jpg")) for i, (_, record) in enumerate(read_lines(file), start=1)]
 
 
 def _genevalpp_prepare(file: Path, output: Path) -> None:
