@@ -18,7 +18,6 @@ import numpy as np
 from uae_jax.bench.intervals import mean_interval
 from uae_jax.bench.layouts import COPIES, read_lines
 
-
 YES_OR_NO = "Answer yes or no."
 Answers = Sequence[Sequence[bool]]  # for each painting of a prompt, to each of its questions
 
