@@ -132,6 +132,11 @@ def test_two_references_of_one_stem_cannot_both_be_painted(references, tmp_path,
     assert "rename one of them" in capsys.readouterr().err
 
 
+def test_the_record_is_json(references, tmp_path, scorers, capsys):
+    assert bench(references, tmp_path / "out", scorers, "--generated", str(references)) == 1
+    assert "wanted FILE.json" in capsys.readouterr().err
+
+
 def test_comparison_is_paired(tmp_path, capsys):
     rng = np.random.default_rng(0)
     hard = rng.random(50)

@@ -28,6 +28,8 @@ from uae_jax.weights import checkpoint, uae
 def run_unified(args: argparse.Namespace) -> int:
     """Paints, unless somebody else has, scores, and writes the record and the gallery."""
     output, reference = Path(args.output).expanduser(), Path(args.reference).expanduser()
+    if output.suffix != ".json":
+        raise ValueError(f"--output is {args.output}, wanted FILE.json: FILE.html and the folder FILE lie beside it")
     page = output.with_suffix(".html")
     for file in (output, page):
         if file.exists() and not args.force:
@@ -58,7 +60,7 @@ def run_prompts(args: argparse.Namespace) -> int:
     """Paints the prompts of a benchmark into the folder that its official scorer takes, and checks that folder."""
     layout, prompts, output = LAYOUTS[args.benchmark], Path(args.prompts).expanduser(), Path(args.output).expanduser()
     tasks, settings = layout.tasks(prompts), paint_settings(args)
-    if args.benchmark == "dpg" and settings.size is not None and settings.size[0] != settings.size[1]:
+    if args.benchmark == "dpg" and isinstance(settings.size, tuple) and settings.size[0] != settings.size[1]:
         raise ValueError(f"--size is {args.size}, wanted a square: DPG-Bench cuts square grids")
     made_with = {"benchmark": args.benchmark, "prompts": str(prompts.resolve()), "model": args.model}
     made_with |= {"dtype": args.dtype, "seed": args.seed, "rewrite": args.rewrite, "paint": plain.to_plain(settings)}
