@@ -23,3 +23,16 @@ def test_config_loads_and_its_docstring_says_how_to_run_it(path):
 
 def test_there_are_configs():
     assert len(FILES) >= 4
+
+
+@pytest.mark.parametrize("of", ["gen_for_understanding", "understanding_for_gen"])
+def test_a_control_differs_in_nothing_but_what_it_learns_from(of):
+    ((_, treated),) = configure.load_config(str(ROOT / f"configs/{of}.py:steps=7,seed=3"))
+    ((_, control),) = configure.load_config(str(ROOT / f"configs/control.py:of={of},steps=7,seed=3"))
+    for name in ("optimiser", "ema", "steps", "batch_size", "seed"):
+        assert getattr(control, name) == getattr(treated, name), name
+    tower = {"gen_for_understanding": "encoder", "understanding_for_gen": "decoder"}[of]
+    assert getattr(control.settings, tower) == getattr(treated.settings, tower)
+    # The same scenes; only the control is told what is in them.
+    seeds = {experiment.data.sources[0].scenes.seed for experiment in (treated, control)}
+    assert len(seeds) == 1 and control.data.with_captions and not treated.data.with_captions
