@@ -10,6 +10,7 @@ the package, when it is complete and not before.
 
 import argparse
 import dataclasses
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,12 @@ def _same_sizes(part: str, model: Pretrained, architecture: str, config: Any) ->
 
 
 def _same_tokenizer(folder: Path, wanted: Path) -> None:
-    got = (folder / _TOKENIZER).read_bytes() if (folder / _TOKENIZER).is_file() else b""
-    if got != (wanted / _TOKENIZER).read_bytes():
-        raise ValueError(
-            f"{folder / _TOKENIZER} is not what uae_jax.tiny.skeleton writes; train again with the present tokenizer"
-        )
+    """Compares what tokenizer files say, not how: transformers indents them, the package does not."""
+    file = folder / _TOKENIZER
+    if not file.is_file() or json.loads(file.read_text("utf-8")) != json.loads(
+        (wanted / _TOKENIZER).read_text("utf-8")
+    ):
+        raise ValueError(f"{file} is not what uae_jax.tiny.skeleton writes; train again with the present tokenizer")
 
 
 def _bfloat16(model: Pretrained) -> Pretrained:
