@@ -1,4 +1,4 @@
-"""Controls of the reinforcement stages: as many updates, as large, of further supervised training. Tiny size.
+"""Controls of the reinforcement stages: as many updates of further supervised training. Tiny size.
 
     uae train --config configs/control.py:of=gen_for_understanding --workdir runs/control_g4u
     uae train --config configs/control.py:of=understanding_for_gen --workdir runs/control_u4g

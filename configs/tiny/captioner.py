@@ -8,7 +8,7 @@ with each other. Then its lower half learns where things stand, from labels agai
 only; and its upper half to read that off, again of one large object. Then come complete captions, cut short, and last
 such as an instruction-tuned model writes: whole ones, most of which leave something out. Both once more, from a high
 rate down again, make it surer of what it says. A sixth of the rows are text alone, which is how the decoder's prompts
-are read. Some 55 minutes on two CPU cores.
+are read. Some 58 minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -121,3 +121,12 @@ def test_the_shipped_model_is_complete_and_small():
     files = sorted(folder.rglob("*.safetensors"))
     assert len(files) == 9  # encoder with projector, decoder, VAE, two text encoders, four scorers
     assert all(t.dtype == ml_dtypes.bfloat16 for file in files for t in safetensors.open_file(file).values())
+
+
+def test_tokenizers_are_compared_by_what_they_say(tmp_path):
+    for name, text in (("ours", '{"a":[1]}'), ("indented", '{\n  "a": [\n    1\n  ]\n}\n'), ("other", '{"a": [2]}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.json").write_text(text)
+    assemble._same_tokenizer(tmp_path / "indented", tmp_path / "ours")  # as transformers writes it
+    with pytest.raises(ValueError, match="train again"):
+        assemble._same_tokenizer(tmp_path / "other", tmp_path / "ours")
