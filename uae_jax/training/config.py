@@ -18,9 +18,11 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimiserConfig:
-    """AdamW and its schedule.
+    """AdamW or Muon, and the schedule.
 
     Attributes:
+      kind: "adamw", or "muon" (arXiv 2502.16982), which moves matrices by orthogonalised momentum and leaves the rest
+        to Adam. From nothing it needs a fraction of the samples.
       learning_rate: at the top of the schedule.
       schedule: after the warm-up: "constant", "cosine" or "linear" down to `final_fraction`.
       warmup: updates over which the rate rises from zero.
@@ -28,9 +30,12 @@ class OptimiserConfig:
       b1, b2, eps: of Adam.
       weight_decay: decoupled; of matrices only, not of norms, biases, embeddings of positions and the like.
       clip: largest global norm of the gradient; 0 does not clip.
-      moments: dtype of Adam's first moment; the second is float32.
+      moments: dtype of Adam's first moment and of Muon's momentum; Adam's second moment is float32.
+      muon_leaves_out: patterns; a matrix whose path holds one is left to Adam, as inputs and outputs of a model are.
+      others_rate: rate of what Muon leaves to Adam, relative to the learning rate.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-3
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup: int = 100
@@ -41,6 +46,8 @@ class OptimiserConfig:
     weight_decay: float = 0.0
     clip: float = 1.0
     moments: Literal["float32", "bfloat16"] = "float32"
+    muon_leaves_out: tuple[str, ...] = ("embed", "head", "proj_out")
+    others_rate: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,23 @@
-"""AdamW, its schedule, clipping and masks, as one optax transformation."""
+"""AdamW or Muon, the schedule, clipping and masks, as one optax transformation."""
 
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from flax import traverse_util
 
 from uae_jax.parallel.sharding import is_stacked
 from uae_jax.training.config import OptimiserConfig
 
 Tree = Any
+
+_MUON_MOMENTUM = 0.95
+_MUON_RMS = (
+    0.2  # of an update at rate 1, as Adam's usually is, so that both take the same rates (arXiv 2502.16982, 2.2)
+)
 
 
 def schedule(config: OptimiserConfig, updates: int) -> optax.Schedule:
@@ -38,7 +45,7 @@ def schedule(config: OptimiserConfig, updates: int) -> optax.Schedule:
 def make_optimiser(
     config: OptimiserConfig, updates: int, decayed: Tree | None = None, trained: Tree | None = None
 ) -> optax.GradientTransformation:
-    """Clipping, Adam, decoupled weight decay and the schedule.
+    """Clipping, Adam or Muon, decoupled weight decay and the schedule.
 
     Args:
       config: rates.
@@ -47,7 +54,7 @@ def make_optimiser(
       trained: tree of bool; what is False gets no update and no moments. None trains all.
     """
     steps = [optax.clip_by_global_norm(config.clip)] if config.clip else []
-    steps.append(optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=jnp.dtype(config.moments)))
+    steps.append(_direction(config))
     if config.weight_decay:
         steps.append(optax.add_decayed_weights(config.weight_decay, mask=matrices if decayed is None else decayed))
     steps.append(optax.scale_by_learning_rate(schedule(config, updates)))
@@ -56,6 +63,54 @@ def make_optimiser(
         return optimiser
     labels = jax.tree.map(lambda yes: "trained" if yes else "fixed", trained)
     return optax.multi_transform({"trained": optimiser, "fixed": optax.set_to_zero()}, labels)
+
+
+def _direction(config: OptimiserConfig) -> optax.GradientTransformation:
+    """Gradients to updates at rate 1."""
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=jnp.dtype(config.moments))
+    if config.kind == "adamw":
+        return adam
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(
+            beta=_MUON_MOMENTUM, mu_dtype=jnp.dtype(config.moments), weight_dimension_numbers=muon_axes
+        ),
+        optax.stateless(lambda updates, params: jax.tree.map(_even_rms, updates, muon_axes(updates))),
+    )
+
+    def labels(params: Tree) -> Tree:
+        flat = traverse_util.flatten_dict(params, sep="/")
+        named = {path: "muon" if is_muons(path, config.muon_leaves_out) else "adam" for path in flat}
+        return traverse_util.unflatten_dict(named, sep="/")
+
+    return optax.multi_transform({"muon": muon, "adam": optax.chain(adam, optax.scale(config.others_rate))}, labels)
+
+
+def is_muons(path: str, left_out: tuple[str, ...]) -> bool:
+    """Whether Muon moves the parameter at `path`: a kernel that no pattern of `left_out` is found in."""
+    return path.rsplit("/", 1)[-1] == "kernel" and not any(re.search(pattern, path) for pattern in left_out)
+
+
+def muon_axes(kernels: Tree) -> Tree:
+    """What of each kernel is a matrix: a tree of `MuonDimensionNumbers`; all other axes count matrices.
+
+    A kernel is [in, out], or [in, K, out] where a layer has K outputs side by side, or [height, width, in, out] of a
+    convolution; a stack has a leading layer axis.
+    """
+
+    def of(path: tuple, kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers:
+        first = int(is_stacked("/".join(str(key.key) for key in path)))
+        window = kernel.ndim - first - 1 if kernel.ndim - first == 4 else 1
+        return optax.contrib.MuonDimensionNumbers(tuple(range(first, first + window)), (kernel.ndim - 1,))
+
+    return jax.tree_util.tree_map_with_path(of, kernels)
+
+
+def _even_rms(update: jax.Array, axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
+    """Gives every orthogonalised matrix the same root mean square, whatever its shape."""
+    rows = 1
+    for axis in axes.reduction_axis:
+        rows *= update.shape[axis]
+    return update * (_MUON_RMS * max(rows, update.shape[-1]) ** 0.5)
 
 
 def matrices(params: Tree) -> Tree:
