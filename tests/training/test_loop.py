@@ -87,14 +87,16 @@ def test_a_run_leaves_its_result_metrics_and_pictures(tmp_path, capsys):
     assert out == "" and "step 12" in err
 
 
-def test_stopped_and_resumed_is_as_never_stopped(tmp_path, monkeypatch):
-    loop.train(experiment(), tmp_path / "whole")
+@pytest.mark.parametrize("kind", ["adamw", "muon"])  # the second keeps states of two kinds
+def test_stopped_and_resumed_is_as_never_stopped(tmp_path, monkeypatch, kind):
+    run = experiment(optimiser=OptimiserConfig(kind=kind, learning_rate=0.05, warmup=2))
+    loop.train(run, tmp_path / "whole")
     for step in (2, 5, 9):
         with monkeypatch.context() as patch:
             stop_after(patch, step)
             with pytest.raises(loop.Stopped, match=f"step {step}"):
-                loop.train(experiment(), tmp_path / "parts")
-    loop.train(experiment(), tmp_path / "parts")
+                loop.train(run, tmp_path / "parts")
+    loop.train(run, tmp_path / "parts")
     assert result(tmp_path / "parts/model") == result(tmp_path / "whole/model")
     losses = [
         {line["step"]: line["evaluation/loss"] for line in history(tmp_path / name) if "evaluation/loss" in line}

@@ -77,10 +77,11 @@ def _direction(config: OptimiserConfig) -> optax.GradientTransformation:
         optax.stateless(lambda updates, params: jax.tree.map(_even_rms, updates, muon_axes(updates))),
     )
 
+    def label(path: tuple, _: Any) -> str:
+        return "muon" if is_muons(_joined(path), config.muon_leaves_out) else "adam"
+
     def labels(params: Tree) -> Tree:
-        flat = traverse_util.flatten_dict(params, sep="/")
-        named = {path: "muon" if is_muons(path, config.muon_leaves_out) else "adam" for path in flat}
-        return traverse_util.unflatten_dict(named, sep="/")
+        return jax.tree_util.tree_map_with_path(label, params)  # optax asks about a placeholder, too: no path
 
     return optax.multi_transform({"muon": muon, "adam": optax.chain(adam, optax.scale(config.others_rate))}, labels)
 
@@ -98,11 +99,15 @@ def muon_axes(kernels: Tree) -> Tree:
     """
 
     def of(path: tuple, kernel: jax.Array) -> optax.contrib.MuonDimensionNumbers:
-        first = int(is_stacked("/".join(str(key.key) for key in path)))
+        first = int(is_stacked(_joined(path)))
         window = kernel.ndim - first - 1 if kernel.ndim - first == 4 else 1
         return optax.contrib.MuonDimensionNumbers(tuple(range(first, first + window)), (kernel.ndim - 1,))
 
     return jax.tree_util.tree_map_with_path(of, kernels)
+
+
+def _joined(path: tuple) -> str:
+    return "/".join(str(key.key) for key in path)
 
 
 def _even_rms(update: jax.Array, axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:

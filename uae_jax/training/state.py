@@ -78,4 +78,16 @@ def _copied(tree: Tree) -> Tree:
 def _like_params(optimiser: optax.GradientTransformation, params: Tree, placed: Tree, whole: NamedSharding) -> Tree:
     """Where the optimiser's state goes: what is like a parameter lies with it, counters lie everywhere."""
     shapes = jax.eval_shape(optimiser.init, params)
-    return optax.tree_map_params(optimiser, lambda _, to: to, shapes, placed, transform_non_params=lambda _: whole)
+    return optax.tree_map_params(
+        optimiser,
+        lambda leaf, to: leaf if _is_masked(leaf) else to,
+        shapes,
+        placed,
+        transform_non_params=lambda _: whole,
+        is_leaf=_is_masked,
+    )
+
+
+def _is_masked(node: Any) -> bool:
+    """Whether a part of the optimiser left this parameter to another part."""
+    return isinstance(node, optax.MaskedNode)
