@@ -459,7 +459,7 @@ def _add_data_encode(commands: argparse._SubParsersAction) -> None:
         description="Sends the images of a `pretrain` config through its VAE and their captions through its encoder, "
         "which that stage leaves as they are, and writes one ArrayRecord file to train on instead. Goes on where it "
         "stopped when run again.",
-        epilog="example: uae data encode --config configs/tiny/decoder.py --output scenes.array_record",
+        epilog="example: uae data encode --config configs/tiny/decoder.py:encode=one --output one.array_record",
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="of one `pretrain` stage")
     parser.add_argument("--output", required=True, metavar="FILE", help="ArrayRecord file to write")
