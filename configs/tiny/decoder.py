@@ -6,10 +6,10 @@
     uae train --config configs/tiny/decoder.py:encoded=runs/tiny/encoded --workdir runs/tiny/decoder
 
 Needs the runs of `captioner.py` and `autoencoder.py`, in `runs/tiny/` or where `captioner=` and `autoencoder=` say.
-First come scenes of one object, most captions short. Then scenes of several, and captions of all lengths, but few of
-the long ones: those are left to learn. Backgrounds, places and colours are decided at noise levels above 0.9, of which
-the usual density draws one in seventy, so more is drawn there. Without `encoded`, latents and hidden states are
-computed anew in every step.
+First come scenes of one object, most captions short. Backgrounds, places and colours are decided at noise levels above
+0.9, of which the usual density draws one in seventy, so more is drawn there; then less again, where shapes are decided.
+Last come scenes of several objects, and captions of all lengths, but few of the long ones: those are left to learn.
+Without `encoded`, latents and hidden states are computed anew in every step.
 """
 
 from ml_collections import ConfigDict
@@ -20,6 +20,7 @@ from uae_jax.training.configure import parse_arg
 LEVELS = ("tag", "short", "medium", "long")
 ONE = {"weights": (0.1, 0.2, 0.4, 0.3), "objects": (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)}
 SEVERAL = {"weights": (0.1, 0.25, 0.5, 0.15), "objects": (5.0, 3.0, 1.5, 0.7, 0.4, 0.3)}
+SETS = {"one": ONE, "several": SEVERAL}
 
 
 def get_config(arg=None):
@@ -31,17 +32,21 @@ def get_config(arg=None):
         autoencoder="runs/tiny/autoencoder",
     )
     foundation = {"encoder_from": f"{arg.captioner}/model", "vae_from": f"{arg.autoencoder}/model"}
-    one = _stage("one", ONE, {"model": "new:tiny", **foundation}, arg.encoded, steps=3600, rate=6e-3)
-    several = _stage("several", SEVERAL, {"model": "previous"}, arg.encoded, steps=900, rate=3e-3)
     if arg.encode:  # one of the four sets
         name, _, part = arg.encode.partition("_")
-        config = _stage(name, {"one": ONE, "several": SEVERAL}[name], {"model": "new:tiny", **foundation}, "", 1, 0.0)
+        config = _stage(name, {"model": "new:tiny", **foundation}, "", steps=1, rate=0.0)
         config.data = config.validation if part == "held_out" else config.data
         return config
-    return ConfigDict({"stages": ("one", "several"), "one": one, "several": several})
+    config = ConfigDict({"stages": ("one", "finer", "several")})
+    config.one = _stage("one", {"model": "new:tiny", **foundation}, arg.encoded, steps=2100, rate=6e-3)
+    config.one.settings.update({"logit_mean": 0.8, "logit_std": 1.3})
+    config.one.optimiser.final_fraction = 0.375
+    config.finer = _stage("one", {"model": "previous"}, arg.encoded, steps=2000, rate=5e-3)
+    config.several = _stage("several", {"model": "previous"}, arg.encoded, steps=600, rate=3e-3)
+    return config
 
 
-def _stage(name: str, said: dict, models: dict, encoded: str, steps: int, rate: float) -> ConfigDict:
+def _stage(name: str, models: dict, encoded: str, steps: int, rate: float) -> ConfigDict:
     config = ConfigDict({"stage": "pretrain"})
     config.settings = ConfigDict(
         {
@@ -49,8 +54,7 @@ def _stage(name: str, said: dict, models: dict, encoded: str, steps: int, rate: 
             "precomputed": bool(encoded),
             "token_bucket": 32,
             "max_tokens": 77,  # with the template around it 96 tokens, so that no batch is longer for the sake of a few
-            "logit_mean": 0.8,
-            "logit_std": 1.3,
+            "logit_std": 1.25,
             "evaluation_sigmas": (0.3, 0.5, 0.7, 0.9, 0.97, 0.999),
             "pictures": 16,
         }
@@ -60,8 +64,8 @@ def _stage(name: str, said: dict, models: dict, encoded: str, steps: int, rate: 
         config.validation = _encoded(f"{encoded}/{name}_held_out.array_record")
         config.validation.shuffle = False
     else:
-        config.data = scenes(LEVELS, said["weights"], objects=said["objects"], count=60_000)
-        config.validation = held_out(LEVELS, said["weights"], objects=said["objects"], count=512)
+        config.data = scenes(LEVELS, **SETS[name], count=60_000)
+        config.validation = held_out(LEVELS, **SETS[name], count=512)
     config.optimiser = ConfigDict(
         {"kind": "muon", "learning_rate": rate, "b2": 0.98, "schedule": "cosine", "warmup": 100}
     )
@@ -69,8 +73,8 @@ def _stage(name: str, said: dict, models: dict, encoded: str, steps: int, rate: 
     config.steps = steps
     config.batch_size = 32
     config.log_every = 50
-    config.evaluate_every = 900
-    config.checkpoint_every = 300
+    config.evaluate_every = 500
+    config.checkpoint_every = 200
     return config
 
 
