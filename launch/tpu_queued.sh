@@ -27,7 +27,7 @@ need_tpu_settings
 check_config copied
 check_tpu_workdir
 check_weights
-deletion=("${tpu[@]}" queued-resources delete "$NAME" --force --quiet --zone "$ZONE" --project "$PROJECT")
+deletion=("${tpu[@]}" queued-resources delete "$NAME" --force "${place[@]}")
 
 attempt() {
   have_vm || return
@@ -53,7 +53,7 @@ have_vm() {
         ;;
       FAILED | SUSPENDED)
         if ((asked)); then
-          run "${tpu[@]}" queued-resources describe "$NAME" --zone "$ZONE" --project "$PROJECT"
+          run "${tpu[@]}" queued-resources describe "$NAME" "${place[@]}"
           say "error: the request for $NAME ended as $answer, see above"
           return 1
         fi
@@ -75,7 +75,7 @@ request() {
   ((${RESERVED:-0} == 0)) || command+=(--reserved)
   [[ -z "${VALID_UNTIL:-}" ]] || command+=(--valid-until-duration "$VALID_UNTIL")
   exists=1 # from now on: an interrupt does not tell how far it came
-  run "${command[@]}" --zone "$ZONE" --project "$PROJECT" && return
+  run "${command[@]}" "${place[@]}" && return
   ask queued-resources state.state && [[ -n "$answer" ]] || exists=0
   return "$LOST"
 }

@@ -27,7 +27,7 @@ need_tpu_settings
 check_config copied
 check_tpu_workdir
 check_weights
-deletion=("${tpu[@]}" tpu-vm delete "$NAME" --quiet --zone "$ZONE" --project "$PROJECT")
+deletion=("${tpu[@]}" tpu-vm delete "$NAME" "${place[@]}")
 
 attempt() {
   have_vm || return
@@ -51,7 +51,7 @@ have_vm() {
         ;;
       STOPPED)
         exists=1
-        run "${tpu[@]}" tpu-vm start "$NAME" --zone "$ZONE" --project "$PROJECT"
+        run "${tpu[@]}" tpu-vm start "$NAME" "${place[@]}"
         return
         ;;
       PREEMPTED | TERMINATED)
@@ -71,7 +71,7 @@ create_vm() {
   local command=("${tpu[@]}" tpu-vm create "$NAME" --accelerator-type "$TPU_TYPE" --version "$RUNTIME")
   ((${SPOT:-0} == 0)) || command+=(--spot)
   exists=1 # from now on: an interrupt does not tell how far it came
-  run "${command[@]}" --zone "$ZONE" --project "$PROJECT" && return
+  run "${command[@]}" "${place[@]}" && return
   ask tpu-vm state && [[ -n "$answer" ]] || exists=0
   return "$LOST"
 }

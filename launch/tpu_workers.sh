@@ -8,6 +8,7 @@ SETTLE_SECONDS=${SETTLE_SECONDS:-30}
 
 need_tpu_settings() {
   require NAME ZONE PROJECT TPU_TYPE
+  place=(--zone "$ZONE" --project "$PROJECT" --quiet) # no questions: nobody may be there to answer
   need gcloud "https://cloud.google.com/sdk/docs/install"
   [[ -n "${RUNTIME:-}" ]] && return
   case "$TPU_TYPE" in
@@ -31,7 +32,7 @@ check_tpu_workdir() {
 
 # ask KIND FIELD: sets `answer` to a field of the VM or queued resource NAME, "" where there is none of that name.
 ask() {
-  local command=("${tpu[@]}" "$1" describe "$NAME" "--format=value($2)" --zone "$ZONE" --project "$PROJECT")
+  local command=("${tpu[@]}" "$1" describe "$NAME" "--format=value($2)" "${place[@]}")
   answer=""
   shown "${command[@]}"
   ((dry_run)) && return
@@ -45,7 +46,7 @@ ask() {
 prepare_workers() {
   local try
   for try in 1 2 3; do # a VM that was just made may not listen yet
-    run "${tpu[@]}" tpu-vm scp "${files[@]}" "$NAME:" --worker=all --zone "$ZONE" --project "$PROJECT" && break
+    run "${tpu[@]}" tpu-vm scp "${files[@]}" "$NAME:" --worker=all "${place[@]}" && break
     ((try < 3)) || return 1
     pause "$RETRY_SECONDS"
   done
@@ -54,7 +55,7 @@ prepare_workers() {
 
 on_workers() {
   local code=0
-  run_logged "${tpu[@]}" tpu-vm ssh "$NAME" --worker=all --zone "$ZONE" --project "$PROJECT" --command "$1" || code=$?
+  run_logged "${tpu[@]}" tpu-vm ssh "$NAME" --worker=all "${place[@]}" --command "$1" || code=$?
   ((code)) || ((dry_run)) || [[ -z "$(verdicts)" ]] || code=1
   return "$code"
 }
@@ -89,7 +90,7 @@ left_behind() {
     fi
     say "error: deleting $NAME failed"
   fi
-  local ssh=("${tpu[@]}" tpu-vm ssh "$NAME" --worker=all --zone "$ZONE" --project "$PROJECT")
+  local ssh=("${tpu[@]}" tpu-vm ssh "$NAME" --worker=all "${place[@]}")
   {
     printf '%s\n' "left running, and billed until it is deleted: $NAME, $TPU_TYPE in $ZONE, project $PROJECT"
     if ((was_interrupted)); then

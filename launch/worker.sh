@@ -47,6 +47,7 @@ install() {
   mkdir -p "$home"
   if ! python=$(find_python 2>/dev/null) || ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     echo "no Python 3.11 or newer that can make environments; fetching $UV_PYTHON with uv"
+    export UV_PYTHON_PREFERENCE=only-managed
     python3 -m pip install --quiet --upgrade --target "$home/uv" uv || return
     "$home/uv/bin/uv" python install --quiet "$UV_PYTHON" || return
     python=$("$home/uv/bin/uv" python find "$UV_PYTHON") || return

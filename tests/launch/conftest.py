@@ -81,7 +81,7 @@ class Cloud:
 
     def run(self, script: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
         process = self.start(script, *arguments, **variables)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def environment(self, **variables: str) -> dict[str, str]:
@@ -97,7 +97,7 @@ class Cloud:
         return [call for call in lines if set(words) <= {call["tool"], *call["argv"]}]
 
     def wait_for(self, *words: str, times: int = 1) -> dict:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while len(calls := self.calls(*words)) < times:
             assert time.monotonic() < until, f"{words} was never called; calls: {self.calls()}"
             time.sleep(0.05)

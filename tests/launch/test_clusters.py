@@ -49,7 +49,7 @@ def test_every_node_runs_one_process_that_knows_its_place(cloud):
 
 def test_the_node_that_fails_is_named_and_the_others_are_stopped(cloud):
     cloud.add_workers("a", "b")
-    cloud.play({"tool": "uae", "home": "b", "code": 9}, {"tool": "uae", "sleep": 60, "on_term": 1})
+    cloud.play({"tool": "uae", "home": "b", "code": 9}, {"tool": "uae", "sleep": 600, "on_term": 1})
     done = cloud.run("gpu_nodes.sh", *NODES, *RUN, GRACE_SECONDS="0")
     assert done.returncode == 9
     assert "error: b: run ended with exit code 9" in done.stderr
@@ -77,11 +77,11 @@ def test_a_node_that_was_never_reached_is_not_waited_for(cloud):
 
 def test_an_interrupt_leaves_the_nodes_running_and_says_so(cloud):
     cloud.add_workers("a", "b")
-    cloud.play({"tool": "uae", "sleep": 60})
+    cloud.play({"tool": "uae", "sleep": 600})
     process = cloud.start("gpu_nodes.sh", *NODES, *RUN)
     cloud.wait_for("uae", times=2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and not cloud.calls("SIGTERM")
     assert "goes on on me@a b" in err and "ssh b 'bash uae_jax/launch/worker.sh stop'" in err
 
@@ -119,7 +119,7 @@ def start_job(cloud, **variables) -> subprocess.Popen:
 def test_a_task_that_fails_ends_the_job_with_its_code(cloud):
     cloud.play({"tool": "srun", "err": "srun: error: node2: task 1: Exited with exit code 7", "code": 7})
     job = start_job(cloud)
-    _, err = job.communicate(timeout=20)
+    _, err = job.communicate(timeout=120)
     assert job.returncode == 7 and "srun ended with exit code 7" in err and "node2: task 1" in err
     (call,) = cloud.calls("srun")
     assert call["argv"][-len(TRAINED) - 1 :] == ["venv/bin/uae", *TRAINED]
@@ -128,11 +128,11 @@ def test_a_task_that_fails_ends_the_job_with_its_code(cloud):
 
 @pytest.mark.parametrize(("restarts", "queued"), [("0", True), ("3", False)])
 def test_a_job_told_to_stop_saves_and_queues_again(cloud, restarts, queued):
-    cloud.play({"tool": "srun", "sleep": 60, "on_term": 1})
+    cloud.play({"tool": "srun", "sleep": 600, "on_term": 1})
     job = start_job(cloud, SLURM_RESTART_COUNT=restarts, UAE_RESTARTS="3")
     cloud.wait_for("srun")
     job.send_signal(signal.SIGTERM)
-    _, err = job.communicate(timeout=20)
+    _, err = job.communicate(timeout=120)
     assert cloud.calls("SIGTERM", "srun")
     assert bool(cloud.calls("scontrol", "requeue", "4711")) == queued
     assert "told to stop; saving" in err
@@ -181,11 +181,11 @@ def test_pods_that_failed_are_named(cloud):
 
 
 def test_an_interrupt_leaves_the_workload_and_says_so(cloud):
-    cloud.play({"tool": "kubectl", "words": ["logs"], "sleep": 60})
+    cloud.play({"tool": "kubectl", "words": ["logs"], "sleep": 600})
     process = cloud.start("xpk.sh", *XPK, *RUN)
     cloud.wait_for("kubectl", "logs")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and len(cloud.calls("xpk")) == 1
     assert "workload w1 goes on on cluster c" in err and "xpk workload delete --workload w1" in err
 

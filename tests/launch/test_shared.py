@@ -194,7 +194,7 @@ def test_a_misspelt_setting_is_found_before_anything_is_rented(cloud):
     run = ["--config", "configs/tiny/decoder.py", "--workdir", "gs://b/x", "--config.stepz=3"]
     env = cloud.environment(UAE_VENV=sys.prefix)
     done = subprocess.run(
-        ["bash", LAUNCH / "tpu_vm.sh", *TPU, *run], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
+        ["bash", LAUNCH / "tpu_vm.sh", *TPU, *run], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1 and "stepz" in done.stderr and not cloud.calls()
 

@@ -42,7 +42,7 @@ def test_every_word_reaches_every_worker(cloud):
     assert done.returncode == 0, done.stderr
     assert verbs(cloud) == ["create", "scp", "ssh", "ssh"]
     create = cloud.calls("gcloud", "create")[0]["argv"]
-    assert " ".join(create[4:]) == "n1 --accelerator-type v5p-16 --version v2-alpha-tpuv5 --zone z --project p"
+    assert " ".join(create[4:]) == "n1 --accelerator-type v5p-16 --version v2-alpha-tpuv5 --zone z --project p --quiet"
     trained = cloud.calls("uae")
     assert sorted(call["home"] for call in trained) == ["0", "1"]
     assert [call["argv"] for call in trained] == [TRAINED, TRAINED]
@@ -82,6 +82,23 @@ def test_names_the_worker_that_could_not_install(cloud):
     assert done.returncode == 3
     assert "error: worker 1: install ended with exit code 3" in done.stderr
     assert not cloud.calls("uae")
+
+
+def test_a_worker_whose_python_is_too_old_gets_another(cloud):
+    homes = cloud.add_workers("0")  # as Cloud TPU's Ubuntu 22.04 has 3.10
+    uv = homes["0"] / ".uae_jax/uv/bin/uv"
+    uv.parent.mkdir(parents=True)
+    cloud.write_standin(uv)
+    (cloud.tools / "python3").unlink()
+    cloud.write_standin(cloud.tools / "python3")
+    cloud.play(READY, {"tool": "python3", "words": ["-c"], "code": 1}, {"tool": "uv", "out": "python3", "code": 0})
+    done = cloud.run("tpu_vm.sh", *VM, *RUN)
+    assert done.returncode == 0, done.stderr
+    assert cloud.calls("python3", "--target", str(uv.parents[1]), "uv")
+    assert [call["argv"] for call in cloud.calls("uv", "3.12")] == [
+        ["python", "install", "--quiet", "3.12"],
+        ["python", "find", "3.12"],
+    ]
 
 
 def test_a_preempted_vm_is_made_again_and_runs_the_same_command(cloud):
@@ -150,15 +167,15 @@ def test_a_broken_connection_is_taken_up_again_and_the_run_goes_on(cloud):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_the_vm_and_says_so(cloud, number):
     homes = cloud.add_workers("0")
-    cloud.play({"tool": "uae", "sleep": 60, "out": "step 1"}, READY)
+    cloud.play({"tool": "uae", "sleep": 600, "out": "step 1"}, READY)
     process = cloud.start("tpu_vm.sh", *VM, *RUN)
     trained = cloud.wait_for("uae")
     process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert "delete" not in verbs(cloud)
     assert "left running, and billed until it is deleted: n1, v5p-16 in z, project p" in err
-    assert "gcloud compute tpus tpu-vm delete n1 --quiet --zone z --project p" in err
+    assert "gcloud compute tpus tpu-vm delete n1 --zone z --project p --quiet" in err
     assert "worker.sh stop" in err and "nothing else needs clearing up" in err
     os.kill(trained["pid"], 0)  # the run goes on
     # The printed command comes back to it, and starts no second one.
@@ -171,18 +188,18 @@ def test_an_interrupt_leaves_the_vm_and_says_so(cloud, number):
             assert again.poll() is None
             time.sleep(0.05)
     stop = {"PATH": cloud.environment()["PATH"], "HOME": str(homes["0"]), "STANDIN": str(cloud.state)}
-    stopped = subprocess.run(["bash", "uae_jax/launch/worker.sh", "stop"], cwd=homes["0"], env=stop, timeout=60)
+    stopped = subprocess.run(["bash", "uae_jax/launch/worker.sh", "stop"], cwd=homes["0"], env=stop, timeout=120)
     assert stopped.returncode == 0 and cloud.calls("SIGTERM", "uae")  # asked, so that it saves
-    assert again.wait(timeout=60) == 1 and len(cloud.calls("uae")) == 2  # the run, and its SIGTERM
+    assert again.wait(timeout=120) == 1 and len(cloud.calls("uae")) == 2  # the run, and its SIGTERM
 
 
 def test_an_interrupt_deletes_where_it_was_asked_to(cloud):
     cloud.add_workers("0")
-    cloud.play({"tool": "uae", "sleep": 60}, READY)
+    cloud.play({"tool": "uae", "sleep": 600}, READY)
     process = cloud.start("tpu_vm.sh", *VM, *RUN, "--delete-after")
     cloud.wait_for("uae")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert verbs(cloud)[-1] == "delete" and "nothing is left running" in err
 
@@ -196,7 +213,7 @@ def test_a_deletion_that_fails_is_said(cloud):
 
 def test_another_run_on_the_vm_is_not_disturbed(cloud):
     homes = cloud.add_workers("0")
-    cloud.play({"tool": "uae", "sleep": 60}, READY)
+    cloud.play({"tool": "uae", "sleep": 600}, READY)
     first = cloud.start("tpu_vm.sh", *VM, *RUN)
     cloud.wait_for("uae")
     marker = homes["0"] / "uae_jax/launch/local.sh"
@@ -205,7 +222,7 @@ def test_another_run_on_the_vm_is_not_disturbed(cloud):
     assert second.returncode == 1 and "[worker 0] another run is under way" in second.stdout
     assert not marker.exists() and len(cloud.calls("uae")) == 1
     first.send_signal(signal.SIGINT)
-    first.communicate(timeout=20)
+    first.communicate(timeout=120)
 
 
 def test_the_token_travels_by_file(cloud):
@@ -255,6 +272,6 @@ def test_an_interrupt_in_the_queue_says_that_it_will_be_billed(cloud):
     process = cloud.start("tpu_queued.sh", *VM, *RUN, RETRY_SECONDS="1")
     cloud.wait_for("describe", times=2)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "queued-resources delete n1 --force" in err and verbs(cloud) == []
