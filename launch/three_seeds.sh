@@ -29,6 +29,7 @@ list_runs() {
   done
 }
 
+# shellcheck disable=SC2016  # expanded by the bash that xargs starts
 train='pin=(); if [[ '"$jobs"' -gt 1 ]] && command -v taskset >/dev/null; then pin=(taskset -c "$SLOT"); fi
 mkdir -p "$2"; exec "${pin[@]}" '"$bin"'/uae train --config "$1" --workdir "$2"'
 list_runs | xargs -P "$jobs" -L 1 --process-slot-var=SLOT bash -c "$train" three_seeds

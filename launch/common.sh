@@ -1,0 +1,365 @@
+# shellcheck shell=bash
+# Sourced by the scripts beside it: what all of them share. Works in bash 3.2, which macOS has.
+#
+# A script names the options that it takes, `settings` (each also a variable: --tpu-type is TPU_TYPE) and `switches`,
+# and calls `parse_arguments "$@"`. It may define `left_behind CODE`, which runs when the script ends, however it ends.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+script=launch/$(basename "$0")
+cd "$root" || exit 1
+
+CONFIG="" WORKDIR="" # never from the environment, where such names may mean anything
+arguments=()         # of `uae train`, beyond --config and --workdir
+given=("$@")         # as the script was called
+dry_run=0
+children=""  # processes under way
+staging=""   # folder of files on their way to the workers
+files=()     # those
+training=()  # all arguments of `uae train`
+worker_name=()
+log=""       # what the workers last printed
+restarts=0   # of the run, because its machines were taken away
+# shellcheck disable=SC2034  # the scripts read it
+was_interrupted=0
+# shellcheck disable=SC2034
+LOST=75 # exit code that means so: sysexits' "temporary failure"
+settings=() switches=()
+
+# What a run may want to know, handed on to the workers where it is set here.
+HANDED_ON=(HF_HOME HF_HUB_OFFLINE HF_ENDPOINT LIBTPU_INIT_ARGS XLA_FLAGS XLA_PYTHON_CLIENT_MEM_FRACTION)
+
+say() {
+  printf '%s: %s\n' "$script" "$*" >&2
+}
+
+# fail CODE MESSAGE: 1 for what failed, 2 for wrong usage, as `uae` has it.
+fail() {
+  say "error: ${*:2}"
+  exit "$1"
+}
+
+usage() {
+  awk 'NR > 1 && !/^#/ { exit } NR > 1 { sub(/^# ?/, ""); print }' "$root/$script"
+}
+
+# Words as a POSIX shell reads them back. (printf %q writes $'...', which not every login shell knows.)
+quote() {
+  local word rest line=""
+  for word in "$@"; do
+    if [[ ! "$word" =~ ^[A-Za-z0-9_./:=@%+,-]+$ ]]; then
+      rest=$word word=""
+      while [[ "$rest" == *\'* ]]; do
+        word+="${rest%%\'*}'\\''"
+        rest=${rest#*\'}
+      done
+      word="'$word$rest'"
+    fi
+    line+="${line:+ }$word"
+  done
+  printf '%s\n' "$line"
+}
+
+parse_arguments() {
+  local flag value name
+  while (($#)); do
+    flag=$1 value="" name=""
+    shift
+    case "$flag" in
+      --help | -h) usage && exit 0 ;;
+      --dry-run) dry_run=1 && continue ;;
+      --quiet | --config.*=*) arguments+=("$flag") && continue ;;
+      --config.*) fail 2 "$flag has no value; wanted $flag=VALUE" ;;
+      --) arguments+=("$@") && break ;;
+      --*=*) value=${flag#*=} flag=${flag%%=*} ;;
+      --*) ;;
+      *) fail 2 "'$flag' is not expected here; see $script --help" ;;
+    esac
+    name=$(printf '%s' "${flag#--}" | tr 'a-z-' 'A-Z_')
+    if contains "$name" ${switches[@]+"${switches[@]}"}; then
+      printf -v "$name" 1
+      continue
+    fi
+    contains "$name" CONFIG WORKDIR CACHE RESTARTS ${settings[@]+"${settings[@]}"} ||
+      fail 2 "no option $flag; see $script --help"
+    if [[ -z "$value" ]]; then
+      [[ $# -gt 0 && -n "$1" ]] || fail 2 "$flag has no value"
+      value=$1
+      shift
+    fi
+    printf -v "$name" '%s' "$value"
+  done
+  require CONFIG WORKDIR
+  RESTARTS=${RESTARTS:-20}
+  RETRY_SECONDS=${RETRY_SECONDS:-30} # between two tries, and between two looks at a state
+  WORKDIR=${WORKDIR%/}
+  CACHE=${CACHE:-${JAX_COMPILATION_CACHE_DIR:-$WORKDIR/compile_cache}}
+  [[ "$RESTARTS" =~ ^[0-9]+$ ]] || fail 2 "--restarts is '$RESTARTS', wanted a number"
+}
+
+contains() {
+  local each
+  for each in "${@:2}"; do
+    [[ "$each" == "$1" ]] && return 0
+  done
+  return 1
+}
+
+# require NAME...: variables that must have a value.
+require() {
+  local name flag
+  for name in "$@"; do
+    flag=--$(printf '%s' "$name" | tr 'A-Z_' 'a-z-')
+    [[ -n "${!name:-}" ]] && continue
+    contains "$name" CONFIG WORKDIR && fail 2 "$flag is missing; see $script --help"
+    fail 2 "$name is not set; give it as $flag VALUE or in the environment; see $script --help"
+  done
+}
+
+# need TOOL WHERE: a program that must be there, and where to get it.
+need() {
+  ((dry_run)) || command -v "$1" >/dev/null || fail 1 "needs $1, which is not on PATH: $2"
+}
+
+# --- running ---------------------------------------------------------------------------------------------------------
+
+shown() {
+  show "$(quote "$@")"
+}
+
+# What is about to run, or would: ready to be pasted.
+show() {
+  if ((dry_run)); then printf '%s\n' "$1"; else printf '+ %s\n' "$1" >&2; fi
+}
+
+# Runs a command unless this is a dry run.
+run() {
+  shown "$@"
+  ((dry_run)) || foreground "$@"
+}
+
+# The same for a line of shell, where redirections or variables are not to be expanded before they are shown.
+run_line() {
+  show "$1"
+  ((dry_run)) || foreground bash -c "set -o pipefail; $1"
+}
+
+# The same, and keeps what it prints in $log.
+run_logged() {
+  shown "$@"
+  ((dry_run)) || foreground piped "$@"
+}
+
+piped() {
+  set -o pipefail
+  "$@" 2>&1 | tee "$log"
+}
+
+# In the background and waited for, because bash answers signals during `wait` alone.
+foreground() {
+  local code=0
+  "$@" &
+  children=$!
+  wait "$children" || code=$?
+  children=""
+  return "$code"
+}
+
+pause() {
+  ((dry_run)) || foreground sleep "$1"
+}
+
+kill_tree() {
+  local each
+  for each in $(pgrep -P "$1"); do
+    kill_tree "$each"
+  done
+  kill -TERM "$1" 2>/dev/null || true
+}
+
+interrupted() {
+  local child
+  trap '' INT TERM HUP
+  # shellcheck disable=SC2034
+  was_interrupted=1
+  for child in $children; do
+    kill_tree "$child"
+  done
+  printf '\n' >&2
+  say "interrupted"
+  exit "$1"
+}
+
+finished() {
+  ((dry_run)) || say "done; $WORKDIR holds the result"
+}
+
+ended() {
+  trap '' INT TERM HUP
+  [[ "$(type -t left_behind)" != function ]] || ((dry_run)) || left_behind "$1"
+  [[ -z "$staging" ]] || ! ((dry_run)) || shown rm -r "$staging"
+  [[ -z "$staging" ]] || rm -rf "$staging"
+}
+
+trap 'interrupted 130' INT
+trap 'interrupted 143' TERM
+trap 'interrupted 129' HUP
+trap 'ended $?' EXIT
+
+# Runs the script's `attempt` again, with the same command, as long as its `taken_away CODE` says that not the run
+# failed but its machines were lost. `uae train` goes on from its last checkpoint.
+keep_running() {
+  local code
+  while true; do
+    code=0
+    ((dry_run)) || : >"$log"
+    attempt || code=$?
+    ((code)) || return 0
+    if ! taken_away "$code"; then
+      report_failure "$code"
+      return
+    fi
+    ((restarts < RESTARTS)) || fail 1 "taken away once more after $restarts restarts; --restarts N allows more"
+    restarts=$((restarts + 1))
+    say "the same command again in $RETRY_SECONDS s (restart $restarts of at most $RESTARTS)"
+    pause "$RETRY_SECONDS"
+  done
+}
+
+# --- what is checked before anything costs ---------------------------------------------------------------------------
+
+config_file() {
+  local file=${CONFIG%%.py:*}
+  [[ "$file" == "$CONFIG" ]] || file=$file.py
+  printf '%s\n' "$file"
+}
+
+# The config must be there; where code is copied to workers, it must be among what is copied.
+check_config() {
+  local file
+  CONFIG=${CONFIG#"$root/"}
+  file=$(config_file)
+  [[ -f "$file" ]] || fail 2 "$file: no such config file; paths are relative to $root"
+  if [[ "${1:-}" == copied ]]; then
+    [[ "$file" != /* && "$file" != ..* ]] || fail 2 "$file: is not in $root, which is what the workers get; copy it there"
+    list_code | grep -Fx -- "${file#./}" >/dev/null || fail 2 "$file: is ignored by git and not copied; move it"
+  fi
+  training=(--config "$CONFIG" --workdir "$WORKDIR" ${arguments[@]+"${arguments[@]}"})
+}
+
+# Is WORKDIR where all workers reach it, also after their machines are gone? Says so, or fails where it must be.
+check_workdir() {
+  [[ "$WORKDIR" =~ ^[a-z0-9]+:// ]] && return
+  [[ -z "${1:-}" ]] || fail 2 "--workdir $WORKDIR is on the machines' own disks, but $1; wanted gs://BUCKET/FOLDER"
+  say "warning: --workdir $WORKDIR is on the machine's own disk: it goes with the machine, and workers do not share it"
+}
+
+# Reads the whole configuration where an environment is at hand, which finds every mistake in it; then asks the Hugging
+# Face hub about each gated repository that it names. Sets nothing up and rents nothing.
+check_weights() {
+  local python=${UAE_VENV:-.venv}/bin/python text repository gated='(stabilityai/stable-diffusion-3|facebook/dinov3)'
+  local after="${gated}[A-Za-z0-9._-]*"
+  if [[ -x "$python" ]]; then
+    text=$(JAX_PLATFORMS=cpu "$python" -m uae_jax.cli train --config "$CONFIG" --workdir "$WORKDIR" --print-config \
+      ${arguments[@]+"${arguments[@]}"}) || fail 1 "this configuration will not do, see above; nothing was started"
+  else
+    say "no environment here to read the configuration with (launch/local.sh --only-install makes one):" \
+      "it is searched for the names of gated weights only"
+    text=$(grep -oE "[\"']${after}[\"']" "$(config_file)" || true)
+    text+=" $CONFIG ${arguments[*]+"${arguments[*]}"}"
+  fi
+  for repository in $(printf '%s\n' "$text" | grep -oE "$after" | sort -u); do
+    check_licence "$repository"
+  done
+}
+
+check_licence() {
+  local hub=${HF_ENDPOINT:-https://huggingface.co} answer ask
+  [[ "${HF_HUB_OFFLINE:-0}" =~ ^(1|true|yes|on|TRUE|YES|ON)$ ]] && return
+  [[ -n "${HF_TOKEN:-}" ]] || fail 1 "$CONFIG names $1, whose weights are gated: accept the licence at" \
+    "https://huggingface.co/$1, make a token at https://huggingface.co/settings/tokens and set HF_TOKEN to it"
+  # The token goes by stdin: arguments can be read by everybody on this machine.
+  ask="printf 'header = \"Authorization: Bearer %s\"\\n' \"\$HF_TOKEN\" | curl --silent --max-time 20 --output /dev/null"
+  ask+=" --write-out '%{http_code}' --config - $(quote "$hub/api/models/$1/auth-check")"
+  show "$ask"
+  ((dry_run)) && return
+  export HF_TOKEN
+  answer=$(bash -c "$ask") || true
+  case "$answer" in
+    200) ;;
+    401) fail 1 "HF_TOKEN is not valid (asked about $1); make one at https://huggingface.co/settings/tokens" ;;
+    403) fail 1 "HF_TOKEN may not read $1: accept the licence at https://huggingface.co/$1 with the token's account" ;;
+    404) fail 1 "$1: no such repository on the Hugging Face hub" ;;
+    *) say "warning: $hub did not say whether HF_TOKEN may read $1 (answer: ${answer:-none})" ;;
+  esac
+}
+
+# --- what goes to the workers ----------------------------------------------------------------------------------------
+
+CODE=uae_jax.tar.gz
+# Files of git that are there, new ones included, ignored ones not; all but environments and results where there is no git.
+LIST_CODE="git ls-files -z -co --exclude-standard | xargs -0 sh -c 'for f; do [ -e \"\$f\" ] && echo \"\$f\"; done' sh"
+git rev-parse --git-dir >/dev/null 2>&1 ||
+  LIST_CODE="find . -type f ! -path './.venv*' ! -path './runs/*' ! -path './data/*' | sed 's|^[.]/||'"
+
+list_code() {
+  bash -c "$LIST_CODE"
+}
+
+# Puts code, and the token if there is one, into a folder that is removed in the end.
+pack() {
+  staging=${TMPDIR:-/tmp}/uae_launch.$$
+  log=$staging/log
+  run mkdir -m 700 "$staging" || return
+  run_line "$LIST_CODE | COPYFILE_DISABLE=1 tar -czf $(quote "$staging/$CODE") -T -" || return
+  files=("$staging/$CODE")
+  if [[ -n "${HF_TOKEN:-}" ]]; then
+    export HF_TOKEN
+    run_line "umask 077; printf %s \"\$HF_TOKEN\" > $(quote "$staging/hf_token")" || return
+    files+=("$staging/hf_token")
+  fi
+}
+
+# Extras of setup.py that the run needs.
+extras() {
+  if [[ "$WORKDIR $CACHE" == *gs://* ]]; then echo gcs; fi
+}
+
+# Line of shell for a worker's home folder: unpacks and installs what `pack` made, except under a run that goes on. Locked,
+# because nodes may share the folder.
+unpack_line() {
+  local worker=uae_jax/launch/worker.sh install
+  install=$(quote env ${worker_name[@]+"${worker_name[@]}"} UAE_HARDWARE="${UAE_HARDWARE:-$1}" \
+    UAE_EXTRAS="$(extras)" bash $worker install)
+  printf '%s ' "mkdir -p uae_jax .uae_jax && ( flock 9; if [ -f $worker ] && bash $worker busy;" \
+    "then echo 'a run is under way here: its code stays'; else tar -xzf $CODE -C uae_jax &&" \
+    "if [ -f hf_token ]; then mv -f hf_token .uae_jax/; fi && $install; fi ) 9> .uae_jax/lock"
+}
+
+# Line of shell for a worker's home folder: starts the run, or looks on where it is under way. Takes NAME=VALUE...
+train_line() {
+  local name variables=("$@" "JAX_COMPILATION_CACHE_DIR=$CACHE")
+  for name in "${HANDED_ON[@]}"; do
+    [[ -z "${!name:-}" ]] || variables+=("$name=${!name}")
+  done
+  quote env "${variables[@]}" bash uae_jax/launch/worker.sh run "${training[@]}"
+}
+
+# What the workers said of themselves in $log: "worker 3 ended with exit code 7".
+verdicts() {
+  sed -n 's/^== \(.* exit code [0-9][0-9]*\) ==$/\1/p' "$log" | grep -v ' exit code 0$'
+}
+
+# Says which workers failed; returns the first one's exit code, or the one given where none said anything.
+report_failure() {
+  local line first=""
+  while IFS= read -r line; do
+    say "error: $line"
+    first=${first:-${line##* }}
+  done < <(verdicts)
+  return "${first:-$1}"
+}
+
+# What the script was called with, ready to be pasted.
+again() {
+  quote "$script" ${given[@]+"${given[@]}"}
+}

