@@ -1,15 +1,16 @@
 """The tiny decoder and its projector: flow matching on captioned scenes, from nothing.
 
-    for part in one one_held_out several several_held_out; do
+    for part in full full_held_out one one_held_out several several_held_out; do
       uae data encode --config configs/tiny/decoder.py:encode=$part --output runs/tiny/encoded/$part.array_record
     done
     uae train --config configs/tiny/decoder.py:encoded=runs/tiny/encoded --workdir runs/tiny/decoder
 
 Needs the runs of `captioner.py` and `autoencoder.py`, in `runs/tiny/` or where `captioner=` and `autoencoder=` say.
-First come scenes of one object, most captions short. Backgrounds, places and colours are decided at noise levels above
-0.9, of which the usual density draws one in seventy, so more is drawn there; then less again, where shapes are decided.
-Last come scenes of several objects, and captions of all lengths, but few of the long ones: those are left to learn.
-Without `encoded`, latents and hidden states are computed anew in every step.
+First come scenes of one object, a large one as a rule, of which everything is said: in small ones, and where words are
+left out, it takes far longer to find what words have to do with places and shapes. Then one object of any size and most
+captions short; last several objects, and captions of all lengths, but few of the long ones: those are left to learn.
+Backgrounds and places are decided at noise levels above 0.9, of which the usual density draws one in seventy, so more
+is drawn there at first. Without `encoded`, latents and hidden states are computed anew in every step.
 """
 
 from ml_collections import ConfigDict
@@ -18,9 +19,17 @@ from configs.tiny.common import held_out, scenes
 from uae_jax.training.configure import parse_arg
 
 LEVELS = ("tag", "short", "medium", "long")
-ONE = {"weights": (0.1, 0.2, 0.4, 0.3), "objects": (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)}
-SEVERAL = {"weights": (0.1, 0.25, 0.5, 0.15), "objects": (5.0, 3.0, 1.5, 0.7, 0.4, 0.3)}
-SETS = {"one": ONE, "several": SEVERAL}
+ONE_OBJECT = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+SETS = {
+    "full": {
+        "weights": (0.02, 0.03, 0.3, 0.65),
+        "objects": ONE_OBJECT,
+        "object_sizes": (0.1, 0.3, 0.6),
+        "count": 40_000,
+    },
+    "one": {"weights": (0.1, 0.2, 0.4, 0.3), "objects": ONE_OBJECT, "count": 60_000},
+    "several": {"weights": (0.1, 0.25, 0.5, 0.15), "objects": (5.0, 3.0, 1.5, 0.7, 0.4, 0.3), "count": 60_000},
+}
 
 
 def get_config(arg=None):
@@ -32,17 +41,16 @@ def get_config(arg=None):
         autoencoder="runs/tiny/autoencoder",
     )
     foundation = {"encoder_from": f"{arg.captioner}/model", "vae_from": f"{arg.autoencoder}/model"}
-    if arg.encode:  # one of the four sets
+    if arg.encode:  # one of the six sets
         name, _, part = arg.encode.partition("_")
         config = _stage(name, {"model": "new:tiny", **foundation}, "", steps=1, rate=0.0)
         config.data = config.validation if part == "held_out" else config.data
         return config
-    config = ConfigDict({"stages": ("one", "finer", "several")})
-    config.one = _stage("one", {"model": "new:tiny", **foundation}, arg.encoded, steps=2100, rate=6e-3)
-    config.one.settings.update({"logit_mean": 0.8, "logit_std": 1.3})
-    config.one.optimiser.final_fraction = 0.375
-    config.finer = _stage("one", {"model": "previous"}, arg.encoded, steps=2000, rate=5e-3)
-    config.several = _stage("several", {"model": "previous"}, arg.encoded, steps=600, rate=3e-3)
+    config = ConfigDict({"stages": tuple(SETS)})
+    config.full = _stage("full", {"model": "new:tiny", **foundation}, arg.encoded, steps=1800, rate=6e-3)
+    config.full.settings.logit_mean = 1.0
+    config.one = _stage("one", {"model": "previous"}, arg.encoded, steps=2600, rate=5e-3)
+    config.several = _stage("several", {"model": "previous"}, arg.encoded, steps=450, rate=3e-3)
     return config
 
 
@@ -54,7 +62,8 @@ def _stage(name: str, models: dict, encoded: str, steps: int, rate: float) -> Co
             "precomputed": bool(encoded),
             "token_bucket": 32,
             "max_tokens": 77,  # with the template around it 96 tokens, so that no batch is longer for the sake of a few
-            "logit_std": 1.25,
+            "logit_mean": 0.2,
+            "logit_std": 1.3,
             "evaluation_sigmas": (0.3, 0.5, 0.7, 0.9, 0.97, 0.999),
             "pictures": 16,
         }
@@ -64,8 +73,8 @@ def _stage(name: str, models: dict, encoded: str, steps: int, rate: float) -> Co
         config.validation = _encoded(f"{encoded}/{name}_held_out.array_record")
         config.validation.shuffle = False
     else:
-        config.data = scenes(LEVELS, **SETS[name], count=60_000)
-        config.validation = held_out(LEVELS, **SETS[name], count=512)
+        config.data = scenes(LEVELS, **SETS[name])
+        config.validation = held_out(LEVELS, **{**SETS[name], "count": 512})
     config.optimiser = ConfigDict(
         {"kind": "muon", "learning_rate": rate, "b2": 0.98, "schedule": "cosine", "warmup": 100}
     )

@@ -20,7 +20,7 @@ from tests.parity import assert_close, convert, randomise, relative_error, to_nu
 from tests.sizes import small_sd3
 from uae_jax.models import lora, sd3
 from uae_jax.models.runtime import Runtime
-from uae_jax.models.sd3 import ATTENTION_TARGETS, SD3Transformer, position_table
+from uae_jax.models.sd3 import ATTENTION_TARGETS, SD3Config, SD3Transformer, position_table
 from uae_jax.parallel import sharding
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.weights.sd3 import ARCHITECTURE
@@ -167,6 +167,16 @@ def test_fresh_table_is_that_of_diffusers_to_the_bit(width, side, sample):
     )
     got = np.asarray(position_table(config)).reshape(1, side * side, width)
     np.testing.assert_array_equal(got, embed.pos_embed.numpy())
+
+
+def test_even_positions_are_orthogonal():
+    """At f = pi (k + 1/2) / K, k < K, the sum of cos(d f) is sin(pi d) / (2 sin(pi d / 2 K)): 0 at every whole d but 0."""
+    config = SD3Config.tiny()
+    assert config.positions == "even"
+    side, half = config.pos_embed_max_size, config.width // 2
+    table = np.asarray(position_table(config), np.float64)
+    for codes in (table[0, :, :half], table[:, 0, half:]):  # of columns, of rows
+        np.testing.assert_allclose(codes @ codes.T, half / 2 * np.eye(side), atol=1e-5)
 
 
 def test_latents_beyond_the_table_and_cut_patches_are_refused(dual):
