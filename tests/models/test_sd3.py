@@ -170,7 +170,7 @@ def test_fresh_table_is_that_of_diffusers_to_the_bit(width, side, sample):
 
 
 def test_even_positions_are_orthogonal():
-    """At f = pi (k + 1/2) / K, k < K, the sum of cos(d f) is sin(pi d) / (2 sin(pi d / 2 K)): 0 at every whole d but 0."""
+    """At f = pi (k + 1/2) / K, k < K, the sum of cos(d f) is sin(pi d) / (2 sin(pi d / 2 K)): 0 at whole d > 0."""
     config = SD3Config.tiny()
     assert config.positions == "even"
     side, half = config.pos_embed_max_size, config.width // 2
