@@ -8,6 +8,7 @@ from pathlib import Path
 import tqdm
 
 from uae_jax.data.sources import open_source
+from uae_jax.parallel import processes
 from uae_jax.stages import precompute
 from uae_jax.stages.precompute import EncodeSettings
 from uae_jax.training import configure, loop
@@ -19,8 +20,10 @@ def train(args: argparse.Namespace) -> int:
     if args.print_config:
         print(json.dumps({name: configure.to_json(experiment) for name, experiment in experiments}, indent=2))
         return 0
-    for folder in loop.train_stages(experiments, Path(args.workdir), quiet=args.quiet):
-        print(folder)
+    with processes.together():
+        folders = loop.train_stages(experiments, Path(args.workdir), quiet=args.quiet)
+        if processes.is_main():
+            print(*folders, sep="\n")
     return 0
 
 
