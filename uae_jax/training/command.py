@@ -16,11 +16,12 @@ from uae_jax.training import configure, loop
 
 def train(args: argparse.Namespace) -> int:
     """Runs the config's stages; prints the folder of each result."""
-    experiments = configure.load_config(args.config, args.overrides)
     if args.print_config:
+        experiments = configure.load_config(args.config, args.overrides)
         print(json.dumps({name: configure.to_json(experiment) for name, experiment in experiments}, indent=2))
         return 0
-    with processes.together():
+    with processes.together():  # first of all, as a config may use JAX
+        experiments = configure.load_config(args.config, args.overrides)
         folders = loop.train_stages(experiments, Path(args.workdir), quiet=args.quiet)
         if processes.is_main():
             print(*folders, sep="\n")
