@@ -29,7 +29,9 @@ def main(axes):
     placed = global_arrays.put_rows(*own_rows(images, mesh), 4, mesh)
     with jax.set_mesh(mesh):
         reward = jax.jit(first_value)(placed, placed)
-    print(json.dumps({"reward": np.float64(global_arrays.to_host(reward)).round(4).tolist(), "calls": calls}), flush=True)
+    print(
+        json.dumps({"reward": np.float64(global_arrays.to_host(reward)).round(4).tolist(), "calls": calls}), flush=True
+    )
 
 
 def own_rows(images, mesh):
