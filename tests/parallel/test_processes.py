@@ -60,6 +60,7 @@ def test_slurm_says_where_it_is(environment):
     "changes",
     [
         {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"},  # a task for a node is for all its devices
+        {"JAX_LOCAL_DEVICE_IDS": "0,1"},  # said by hand, which JAX reads itself
         {"CUDA_VISIBLE_DEVICES": "6"},  # Slurm shows each task its own device only, which has number 0 then
     ],
 )

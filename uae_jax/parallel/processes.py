@@ -122,9 +122,10 @@ def _devices(environment: Mapping[str, str], found: Any) -> tuple[int, ...] | No
     """The devices of this process on a GPU cluster.
 
     JAX gives each task of a node the device of its own number, which is wrong in two cases: a single task on the node
-    is to have them all, and a task that Slurm shows one device only has no device of another number than 0.
+    is to have them all, and a task that Slurm shows one device only has no device of another number than 0. What
+    `JAX_LOCAL_DEVICE_IDS` says, JAX reads itself.
     """
-    if found is None:
+    if found is None or environment.get("JAX_LOCAL_DEVICE_IDS"):
         return None
     tasks, nodes = environment.get("SLURM_NTASKS"), environment.get("SLURM_STEP_NUM_NODES")
     visible = environment.get("CUDA_VISIBLE_DEVICES", "")
