@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from uae_jax.parallel import global_arrays
 from uae_jax.weights.errors import WeightsError, gathered
 from uae_jax.weights.safetensors import Tensor
 from uae_jax.weights.table import Entry, Table
@@ -181,7 +182,7 @@ def _drop_first(spec: jax.sharding.PartitionSpec) -> jax.sharding.PartitionSpec:
 
 
 def to_published(table: Table, params: Any) -> Callable[[str], np.ndarray]:
-    """Returns a function from a published key to its value on the host, fetched when asked for."""
+    """Returns a function from a published key to its value on the host, fetched when asked for, by all processes."""
     flat = traverse_util.flatten_dict(params, sep="/")
     place = {key: (entry, i) for entry in table for i, key in enumerate(entry.keys)}
 
@@ -189,7 +190,7 @@ def to_published(table: Table, params: Any) -> Callable[[str], np.ndarray]:
         entry, i = place[key]
         leaf = flat[entry.path]
         # An array keeps the host copy that is made of it; this one is dropped with its copy.
-        value = np.asarray(jnp.copy(leaf) if entry.layers is None else leaf[i])
+        value = global_arrays.to_host(jnp.copy(leaf) if entry.layers is None else leaf[i])
         return np.asarray(entry.layout.to_published(value), order="C")
 
     return read
