@@ -104,6 +104,10 @@ class Judges:
         functions = {p.name: custom.find(p.function) for p in parts if p.function}
         return cls(scorers, functions, {p.name: p.weight for p in parts})
 
+    def logical_axes(self, name: str, params: Any) -> Any:
+        """Logical axes of a scorer's parameters."""
+        return self._scorers[name].model.architecture.logical_axes.tree(params)
+
     @property
     def rewarded(self) -> tuple[str, ...]:
         """Names of the judges that count."""
