@@ -9,11 +9,12 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from uae_jax.data.records import Sample
+from uae_jax.data.scenes.regions import SEPARATOR
 from uae_jax.models import lora
 from uae_jax.parallel import sharding
 from uae_jax.parallel.mesh import abstract_mesh, use_mesh
 from uae_jax.plan.stand_ins import StandIns
-from uae_jax.stages import registry
+from uae_jax.stages import questions, registry
 from uae_jax.stages.base import Parts, Stage
 from uae_jax.stages.towers import Tower
 from uae_jax.training import loop
@@ -91,7 +92,7 @@ def load(experiment: Experiment, chips: int, stand_ins: StandIns) -> Staged:
     with shapes_only.shapes_only(stand_ins), use_mesh(mesh):
         params, frozen, state = jax.eval_shape(run)
     parts = dataclasses.replace(kept[0], params=params, frozen=frozen, state=state)
-    batch = jax.tree.map(lambda leaf: _counted(leaf, experiment.batch_size), stage.collate(_samples(experiment)))
+    batch = jax.tree.map(lambda leaf: _counted(leaf, experiment.batch_size), stage.collate(_samples(stage, experiment)))
     staged = Staged(experiment, stage, mesh, parts, frozen_axes(stage, frozen), None, batch)
     staged.state = staged.placed(mesh)[0]
     return staged
@@ -124,14 +125,15 @@ def _tower_axes(tower: Tower, frozen: Tree) -> Tree:
     }
 
 
-def _samples(experiment: Experiment) -> list[Sample]:
+def _samples(stage: Stage, experiment: Experiment) -> list[Sample]:
     data, settings = experiment.data, experiment.settings
     side = data.resolution // data.multiple_of * data.multiple_of
     image = np.zeros((side, side, 3), np.uint8) if side else None
     words = getattr(settings, "max_tokens", 0) or getattr(getattr(settings, "text", None), "max_tokens", 0) or 256
     caption = " ".join(["red"] * words)
-    if experiment.stage == "region_words":
-        caption = ""
+    if experiment.stage == "region_words":  # a label for each of an image's tokens
+        asked = questions.ask(stage.prompts, stage.question, image[None])
+        caption = SEPARATOR.join(["red"] * int((asked["asked/image_index"] >= 0).sum()))
     return [Sample(str(number), image, caption, "text") for number in range(_COLLATED)]
 
 

@@ -109,6 +109,11 @@ class Judges:
         return self._scorers[name].model.architecture.logical_axes.tree(params)
 
     @property
+    def sizes(self) -> dict[str, tuple[Any, int]]:
+        """Name -> (config of the scorer, side of its input in pixels)."""
+        return {name: (each.model.config, each.preprocessing.side) for name, each in self._scorers.items()}
+
+    @property
     def rewarded(self) -> tuple[str, ...]:
         """Names of the judges that count."""
         return tuple(name for name, weight in self.weights.items() if weight)
