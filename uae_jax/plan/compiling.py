@@ -15,8 +15,9 @@ from uae_jax.parallel.mesh import make_mesh, use_mesh
 from uae_jax.plan.staged import Staged
 from uae_jax.plan.topologies import Topology
 
-# To be set before jax is first used: no TPU is to be looked for, here or in the cloud's metadata.
-ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
+GIB = 2**30
+SHARE = 0.9  # of a chip's memory that a program may take
+_NO_CLOUD = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,12 @@ def missing(topology: Topology) -> str:
     return ""
 
 
+def look_for_no_device() -> None:
+    """Keeps jax and libtpu from looking for accelerators, here or in a cloud; to be called before jax is first used."""
+    os.environ.update({name: value for name, value in _NO_CLOUD.items() if name not in os.environ})
+    jax.config.update("jax_platforms", "cpu")
+
+
 def pinned_libtpu() -> str:
     """What to install for this jax, e.g. "libtpu==0.0.42.*"."""
     wanted = [line for line in importlib.metadata.requires("jax") or () if line.startswith("libtpu")]
@@ -63,7 +70,7 @@ def devices(topology: Topology) -> list[Any]:
     Raises:
       ValueError: if libtpu knows no such slice.
     """
-    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+    look_for_no_device()
     try:
         found = topologies.get_topology_desc(
             platform="tpu", topology_name=topology.name, **dict(topology.chip.options)

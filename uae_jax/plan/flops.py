@@ -94,9 +94,7 @@ def sd3_denoise(config: SD3Config, patches: int, tokens: int) -> Work:
     last = 2 * d * d * (patches * (4 + 2 * MLP_RATIO) + tokens * 2)
     dual = len(config.dual_attention_layers)
     squares = config.patch_size**2
-    ends = 2 * d * (
-        patches * squares * (config.in_channels + config.out_channels) + tokens * config.context_dim
-    )
+    ends = 2 * d * (patches * squares * (config.in_channels + config.out_channels) + tokens * config.context_dim)
     linear = (config.num_layers - 1) * layer + last + ends + dual * 2 * patches * 4 * d * d
     seen = (config.num_layers - 1) * attention(both, both, d) + attention(patches, both, d)
     return Work(linear, seen + dual * attention(patches, patches, d))

@@ -16,6 +16,7 @@ from uae_jax.parallel.mesh import abstract_mesh, use_mesh
 from uae_jax.plan.stand_ins import StandIns
 from uae_jax.stages import questions, registry
 from uae_jax.stages.base import Parts, Stage
+from uae_jax.stages.pretrain_settings import CONTEXT, LATENTS
 from uae_jax.stages.towers import Tower
 from uae_jax.training import loop
 from uae_jax.training.config import Experiment
@@ -55,6 +56,11 @@ class Staged:
         state = planned_state(self.parts, self._optimiser(), self.experiment.ema.decay > 0, mesh)
         places = sharding.shardings(self.parts.frozen, self.frozen_axes, mesh)
         return state, jax.tree.map(_on, self.parts.frozen, places), jax.tree.map(_rows(mesh), self.batch)
+
+    @property
+    def dtype(self) -> Any:
+        """Of computation."""
+        return jnp.dtype(self.experiment.settings.dtype)
 
     def step(self) -> Any:
         """The loop's step, see `uae_jax.training.update.make_step`."""
@@ -126,15 +132,30 @@ def _tower_axes(tower: Tower, frozen: Tree) -> Tree:
 
 
 def _samples(stage: Stage, experiment: Experiment) -> list[Sample]:
+    """Images of the resolution, or latents, and captions that fill the limit."""
     data, settings = experiment.data, experiment.settings
-    side = data.resolution // data.multiple_of * data.multiple_of
-    image = np.zeros((side, side, 3), np.uint8) if side else None
     words = getattr(settings, "max_tokens", 0) or getattr(getattr(settings, "text", None), "max_tokens", 0) or 256
     caption = " ".join(["red"] * words)
+    if getattr(settings, "precomputed", False):
+        arrays = _precomputed(stage, data.resolution, caption)
+        return [Sample(str(number), None, caption, "text", arrays) for number in range(_COLLATED)]
+    side = data.resolution // data.multiple_of * data.multiple_of
+    image = np.zeros((side, side, 3), np.uint8)
     if experiment.stage == "region_words":  # a label for each of an image's tokens
         asked = questions.ask(stage.prompts, stage.question, image[None])
         caption = SEPARATOR.join(["red"] * int((asked["asked/image_index"] >= 0).sum()))
     return [Sample(str(number), image, caption, "text") for number in range(_COLLATED)]
+
+
+def _precomputed(stage: Stage, resolution: int, caption: str) -> dict[str, np.ndarray]:
+    """What `uae data encode` writes of an image; where the config does not say how large, of the decoder's largest."""
+    towers, vae = stage.uae.towers, stage.uae.vae_config
+    side = resolution // vae.downsampling or towers["decoder"].config.sample_size
+    tokens = len(stage.uae.rows.painted(caption).tokens)
+    return {
+        LATENTS: np.zeros((side, side, 2 * vae.latent_channels), np.float32),
+        CONTEXT: np.zeros((tokens, towers["encoder"].config.text.width), np.float16),
+    }
 
 
 def _counted(leaf: np.ndarray, count: int) -> jax.ShapeDtypeStruct:

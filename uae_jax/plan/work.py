@@ -59,7 +59,7 @@ def phases(staged: Staged, flash: bool = True) -> list[Phase]:
     name = staged.experiment.stage
     if name not in _STAGES:
         raise ValueError(f"stage {name!r} has no closed forms; there are some of {', '.join(_STAGES)}")
-    return _STAGES[name](_Loop(staged, flash))
+    return _STAGES[name](Run(staged, flash))
 
 
 def total(found: list[Phase]) -> Work:
@@ -67,10 +67,10 @@ def total(found: list[Phase]) -> Work:
     return sum((phase.work for phase in found), Work())
 
 
-class _Loop:
-    """Shorthand for the sizes that phases are made of."""
+class Run:
+    """The sizes that phases are made of."""
 
-    def __init__(self, staged: Staged, flash: bool):
+    def __init__(self, staged: Staged, flash: bool = True):
         self.staged, self.stage, self.flash = staged, staged.stage, flash
         self.settings, self.batch = staged.experiment.settings, staged.batch
         self.images = staged.experiment.batch_size
@@ -82,6 +82,11 @@ class _Loop:
         if "latents" in self.batch:
             return tuple(x * self.stage.uae.vae_config.downsampling for x in self.batch["latents"].shape[1:3])
         return self.batch["images"].shape[1:3]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number that is computed with."""
+        return jax.numpy.dtype(self.staged.dtype).itemsize
 
     def tower(self, name: str) -> Tower:
         return self.stage.uae.towers[name]
@@ -147,9 +152,11 @@ class _Loop:
         windows = self.batch["asked/window"].shape[1]
         return flops.vision(self.encoder.vision, self.batch["asked/position"].shape[1], windows)
 
-    def judged(self) -> Work:
-        """All judges, on one image."""
-        return sum((flops.image_features(*sizes) for sizes in self.stage.judges.sizes.values()), Work())
+    def judged(self, rewarded: bool = False) -> Work:
+        """All judges, or those that count, on one image."""
+        judges = self.stage.judges
+        names = judges.rewarded if rewarded else judges.sizes
+        return sum((flops.image_features(*judges.sizes[name]) for name in names if name in judges.sizes), Work())
 
     @property
     def branches(self) -> int:
@@ -165,7 +172,7 @@ class _Loop:
         text, prompt = self.encoder.text, self.asked
         decode = flops.text_decode(text, prompt, self.new)
         decode = Work(decode.linear * (1 + self.share("encoder")), decode.attention)
-        kv = 2 * text.depth * (prompt + self.new) * text.kv_heads * text.head_width * _itemsize(self.settings)
+        kv = 2 * text.depth * (prompt + self.new) * text.kv_heads * text.head_width * self.itemsize
         read = self.look() + self.text(prompt)
         return [
             Phase("question read", read, "encoder", 1),
@@ -193,162 +200,172 @@ class _Loop:
         return [Phase("judges", (1 + group) * self.judged(), "judges", 2)]
 
 
-def _pretrain(l: _Loop) -> list[Phase]:
-    s, uae = l.settings, l.stage.uae
+def _pretrain(run: Run) -> list[Phase]:
+    s, uae = run.settings, run.stage.uae
     found = []
-    tokens = (l.batch["context"] if "context" in l.batch else l.batch["tokens"]).shape[1]
-    if "tokens" in l.batch:
-        work = l.back("encoder", s.encoder)(flops.text_layers(l.encoder.text, tokens, l.flash))
+    tokens = (run.batch["context"] if "context" in run.batch else run.batch["tokens"]).shape[1]
+    if "tokens" in run.batch:
+        work = run.back("encoder", s.encoder)(flops.text_layers(run.encoder.text, tokens, run.flash))
         trains = s.encoder.mode != "frozen"
-        work = work if trains else l.text(tokens)
-        found.append(Phase("captions read", work, "encoder", l.micro * (2 if trains else 1), trains))
-    if "images" in l.batch:
-        found.append(Phase("images encoded", flops.vae_encode(uae.vae_config, *l.side), "vae", l.micro))
+        work = work if trains else run.text(tokens)
+        found.append(Phase("captions read", work, "encoder", run.micro * (2 if trains else 1), trains))
+    if "images" in run.batch:
+        found.append(Phase("images encoded", flops.vae_encode(uae.vae_config, *run.side), "vae", run.micro))
     flows = s.projector.mode != "frozen" or s.encoder.mode != "frozen"
-    told = l.back("projector", s.projector)(l.project(tokens)) if flows else l.project(tokens)
-    decoder = l.tower("decoder").config
-    work = flops.sd3_denoise(decoder, l.patches, tokens) + flops.sd3_modulation(decoder)
+    told = run.back("projector", s.projector)(run.project(tokens)) if flows else run.project(tokens)
+    decoder = run.tower("decoder").config
+    work = flops.sd3_denoise(decoder, run.patches, tokens) + flops.sd3_modulation(decoder)
     trained = s.decoder.mode != "frozen"
-    return [*found, Phase("decoder trained", told + l.back("decoder", s.decoder)(work), "decoder", 2 * l.micro, trained)]
-
-
-def _cold_start(l: _Loop) -> list[Phase]:
-    s = l.settings
-    carrying = s.gradient_steps or s.paint.steps
-    plain = s.paint.steps - carrying
-    found = [] if l.stage.needs_captions else l.write(1)
-    told = flops.text_layers(l.encoder.text, l.asked + l.new if s.interface == "answer_hidden" else l.told, l.flash)
-    flows = s.encoder.mode != "frozen"
-    seen = l.look() if s.interface == "answer_hidden" else Work()
-    read = l.back("encoder", s.encoder)(told) if flows else l.text(l.told)
-    found.append(Phase("captions read", seen + read, "encoder", (2 if flows else 1) * l.micro, flows))
-    one = flops.sd3_denoise(l.tower("decoder").config, l.patches, l.told)
-    learnt = l.back("decoder", s.decoder, recomputed=1)(one)
-    projected = l.back("projector", s.projector)(l.project(l.told))
-    painted = l.branches * (plain * l.denoise(l.told) + carrying * learnt + projected)
-    passes = l.micro * (plain + 3 * carrying)
-    found.append(Phase("paintings, and back", painted, "decoder", passes, s.decoder.mode != "frozen"))
-    frozen = Backward("frozen", flash=l.flash)
-    vae = Backward("frozen", flash=l.flash, recomputed=1).of(l.decode())
     return [
         *found,
-        Phase("VAE, and back", vae, "vae", 3 * l.micro),
-        Phase("judges, and back", l.judged() + frozen.of(l.judged()), "judges", 3 * l.micro),
+        Phase("decoder trained", told + run.back("decoder", s.decoder)(work), "decoder", 2 * run.micro, trained),
     ]
 
 
-def _gen_for_understanding(l: _Loop) -> list[Phase]:
-    s, group = l.settings, l.settings.group
-    text = l.encoder.text
-    rows, head = flops.text_layers(text, l.asked + l.new, l.flash), flops.text_head(text, l.new)
-    chunked = bool(s.logit_chunk) and l.new > s.logit_chunk and l.new % s.logit_chunk == 0
+def _cold_start(run: Run) -> list[Phase]:
+    s = run.settings
+    carrying = s.gradient_steps or s.paint.steps
+    plain = s.paint.steps - carrying
+    found = [] if run.stage.needs_captions else run.write(1)
+    told = flops.text_layers(
+        run.encoder.text, run.asked + run.new if s.interface == "answer_hidden" else run.told, run.flash
+    )
+    flows = s.encoder.mode != "frozen"
+    seen = run.look() if s.interface == "answer_hidden" else Work()
+    read = run.back("encoder", s.encoder)(told) if flows else run.text(run.told)
+    found.append(Phase("captions read", seen + read, "encoder", (2 if flows else 1) * run.micro, flows))
+    one = flops.sd3_denoise(run.tower("decoder").config, run.patches, run.told)
+    learnt = run.back("decoder", s.decoder, recomputed=1)(one)
+    projected = run.back("projector", s.projector)(run.project(run.told))
+    painted = run.branches * (plain * run.denoise(run.told) + carrying * learnt + projected)
+    passes = run.micro * (plain + 3 * carrying)
+    found.append(Phase("paintings, and back", painted, "decoder", passes, s.decoder.mode != "frozen"))
+    back = Backward("frozen", flash=run.flash).of(run.judged(rewarded=True))
+    judges = 2 * run.judged() + back + (-1) * run.judged(rewarded=True)
+    vae = Backward("frozen", flash=run.flash, recomputed=1).of(run.decode())
+    return [
+        *found,
+        Phase("VAE, and back", vae, "vae", 3 * run.micro),
+        Phase("judges, and back", judges, "judges", 3 * run.micro),
+    ]
+
+
+def _gen_for_understanding(run: Run) -> list[Phase]:
+    s, group = run.settings, run.settings.group
+    text = run.encoder.text
+    rows, head = flops.text_layers(text, run.asked + run.new, run.flash), flops.text_head(text, run.new)
+    chunked = bool(s.logit_chunk) and run.new > s.logit_chunk and run.new % s.logit_chunk == 0
     scored = Backward("frozen", "full" if chunked else "none").of(head)
-    trained = l.look() + group * (l.back("encoder", s.encoder)(rows) + scored)
+    trained = run.look() + group * (run.back("encoder", s.encoder)(rows) + scored)
     found = [
-        *l.write(group),
-        *l.tell(group),
-        *l.paint(group),
-        *l.judge(group),
-        Phase("encoder trained", trained, "encoder", 2 * l.micro, True),
+        *run.write(group),
+        *run.tell(group),
+        *run.paint(group),
+        *run.judge(group),
+        Phase("encoder trained", trained, "encoder", 2 * run.micro, True),
     ]
     if s.kl:
-        found.append(Phase("reference", l.look() + group * (rows + head), "encoder", l.micro))
+        found.append(Phase("reference", run.look() + group * (rows + head), "encoder", run.micro))
     if s.old_logprob == "replay" and s.updates > 1:
-        found.append(Phase("replay", l.look() + group * (l.text(l.asked + l.new) + head), "encoder", s.updates))
+        found.append(Phase("replay", run.look() + group * (run.text(run.asked + run.new) + head), "encoder", s.updates))
     return found
 
 
-def _understanding_for_gen(l: _Loop) -> list[Phase]:
-    s, group = l.settings, l.settings.group
-    found = [*l.write(1), *l.tell(1)] if s.captions == "own" else [Phase("captions read", l.text(l.told), "encoder", 1)]
-    found += [*l.paint(group), *l.judge(group)]
-    one = flops.sd3_denoise(l.tower("decoder").config, l.patches, l.told)
-    learnt = l.back("decoder", s.decoder, recomputed=1)(one)
+def _understanding_for_gen(run: Run) -> list[Phase]:
+    s, group = run.settings, run.settings.group
+    found = (
+        [*run.write(1), *run.tell(1)]
+        if s.captions == "own"
+        else [Phase("captions read", run.text(run.told), "encoder", 1)]
+    )
+    found += [*run.paint(group), *run.judge(group)]
+    one = flops.sd3_denoise(run.tower("decoder").config, run.patches, run.told)
+    learnt = run.back("decoder", s.decoder, recomputed=1)(one)
     if s.algorithm == "nft":
         looks = s.nft_draws * group
-        trained, others = looks * learnt, looks * (2 * l.denoise(l.told) + (2 * one if s.kl else Work()))
+        trained, others = looks * learnt, looks * (2 * run.denoise(run.told) + (2 * one if s.kl else Work()))
         steps = s.nft_draws
     else:
-        steps, branches = s.trained_steps, l.branches
+        steps, branches = s.trained_steps, run.branches
         # What lies under the checkpoint is computed twice, the reference too.
         trained = steps * group * branches * learnt
         others = steps * group * branches * (2 * one if s.kl else Work())
-    found.append(Phase("decoder trained", trained, "decoder", 3 * steps * l.micro, True))
+    found.append(Phase("decoder trained", trained, "decoder", 3 * steps * run.micro, True))
     if others.total:
-        found.append(Phase("reference", others, "decoder", 2 * steps * l.micro))
+        found.append(Phase("reference", others, "decoder", 2 * steps * run.micro))
     if s.old_logprob == "replay" and s.updates > 1 and s.algorithm == "grpo":
-        replay = s.trained_steps * group * l.branches * l.denoise(l.told)
+        replay = s.trained_steps * group * run.branches * run.denoise(run.told)
         found.append(Phase("replay", replay, "decoder", s.updates * s.trained_steps))
     return found
 
 
-def _caption_sft(l: _Loop) -> list[Phase]:
-    s, tower = l.settings, l.stage.tower
-    config, tokens = tower.config, l.batch["tokens"].shape[1]
-    seen = flops.vision(config.vision, l.batch["position"].shape[1], l.batch["window"].shape[1])
-    tree = l.staged.parts.params.get("lora", {})
+def _caption_sft(run: Run) -> list[Phase]:
+    s, tower = run.settings, run.stage.tower
+    config, tokens = tower.config, run.batch["tokens"].shape[1]
+    seen = flops.vision(config.vision, run.batch["position"].shape[1], run.batch["window"].shape[1])
+    tree = run.staged.parts.params.get("lora", {})
     share = adapter_share(tower.architecture, config, tree, _LAYERS["encoder"])
-    way = Backward(s.encoder.mode, s.encoder.remat, l.flash)
-    direct = traverse_util.flatten_dict(l.staged.parts.params.get("params", {}), sep="/")
+    way = Backward(s.encoder.mode, s.encoder.remat, run.flash)
+    direct = traverse_util.flatten_dict(run.staged.parts.params.get("params", {}), sep="/")
     adapted = traverse_util.flatten_dict(tree, sep="/")
     looking = any(path.startswith("vision/") for path in (*direct, *adapted))
     seen = way.of(seen) if looking else seen
     chunked = s.logit_chunk and tokens > s.logit_chunk and tokens % s.logit_chunk == 0
     head = Backward("full" if s.encoder.mode == "full" else "frozen", "full" if chunked else "none")
-    work = seen + way.of(flops.text_layers(config.text, tokens, l.flash), share)
+    work = seen + way.of(flops.text_layers(config.text, tokens, run.flash), share)
     work += head.of(flops.text_head(config.text, tokens))
-    return [Phase("encoder trained", work, "encoder", 2 * l.micro, True)]
+    return [Phase("encoder trained", work, "encoder", 2 * run.micro, True)]
 
 
-def _region_words(l: _Loop) -> list[Phase]:
-    config, way = l.stage.tower.config, Backward("full", flash=l.flash)
-    merged = l.batch["words"].shape[1]
-    work = way.of(_looked(l, config))
-    if l.settings.read_by == "vision":
+def _region_words(run: Run) -> list[Phase]:
+    config, way = run.stage.tower.config, Backward("full", flash=run.flash)
+    merged = run.batch["words"].shape[1]
+    work = way.of(_looked(run, config))
+    if run.settings.read_by == "vision":
         work += Backward("frozen").of(flops.text_head(config.text, merged))
     else:
-        layers = flops.text_layers(config.text, l.asked, l.flash)
+        layers = flops.text_layers(config.text, run.asked, run.flash)
         work += 0.5 * layers + 0.5 * way.of(layers) + way.of(flops.text_head(config.text, merged))
-    return [Phase("encoder trained", work, "encoder", 2 * l.micro, True)]
+    return [Phase("encoder trained", work, "encoder", 2 * run.micro, True)]
 
 
-def _looked(l: _Loop, config: Any) -> Work:
-    return flops.vision(config.vision, l.batch["asked/position"].shape[1], l.batch["asked/window"].shape[1])
+def _looked(run: Run, config: Any) -> Work:
+    return flops.vision(config.vision, run.batch["asked/position"].shape[1], run.batch["asked/window"].shape[1])
 
 
-def _autoencoder(l: _Loop) -> list[Phase]:
-    config = l.stage.model.config
-    work = flops.vae_encode(config, *l.side) + flops.vae_decode(config, *l.side)
-    way = Backward("full", l.settings.remat, l.flash)
-    return [Phase("VAE trained", way.of(work), "vae", 2 * l.micro, True)]
+def _autoencoder(run: Run) -> list[Phase]:
+    config = run.stage.model.config
+    work = flops.vae_encode(config, *run.side) + flops.vae_decode(config, *run.side)
+    way = Backward("full", run.settings.remat, run.flash)
+    return [Phase("VAE trained", way.of(work), "vae", 2 * run.micro, True)]
 
 
-def _contrastive(l: _Loop) -> list[Phase]:
-    config, way = l.stage.model.config, Backward("full", l.settings.remat, l.flash)
+def _contrastive(run: Run) -> list[Phase]:
+    config, way = run.stage.model.config, Backward("full", run.settings.remat, run.flash)
     work = flops.image_features(config, config.vision.image_size)
     for name in ("tokens", "short_tokens"):
-        if name in l.batch:
-            work += flops.clip_text(config.text, l.batch[name].shape[1])
-    return [Phase("CLIP trained", way.of(work), "model", 2 * l.micro, True)]
+        if name in run.batch:
+            work += flops.clip_text(config.text, run.batch[name].shape[1])
+    return [Phase("CLIP trained", way.of(work), "model", 2 * run.micro, True)]
 
 
-def _self_distillation(l: _Loop) -> list[Phase]:
-    s, stage, config = l.settings, l.stage, l.stage.model.config
+def _self_distillation(run: Run) -> list[Phase]:
+    s, stage, config = run.settings, run.stage, run.stage.model.config
     large = flops.image_features(config, stage.global_size)
     small = s.local_crops * flops.image_features(config, stage.local_size) if s.local_crops else Work()
     head = s.head
     width = config.width * head.hidden + head.hidden**2 + head.hidden * head.bottleneck
     one = Work(2 * (width + head.bottleneck * head.prototypes))
     patches = 2 * (stage.global_size // config.patch_size) ** 2 if s.ibot else 0
-    way = Backward("full", s.remat, l.flash)
+    way = Backward("full", s.remat, run.flash)
     student = way.of(2 * large + small) + 3 * ((2 + s.local_crops + patches) * one)
     return [
-        Phase("teacher", 2 * large + (2 + patches) * one, "model", l.micro),
-        Phase("student trained", student, "model", 2 * l.micro, True),
+        Phase("teacher", 2 * large + (2 + patches) * one, "model", run.micro),
+        Phase("student trained", student, "model", 2 * run.micro, True),
     ]
 
 
-_STAGES: dict[str, Callable[[_Loop], list[Phase]]] = {
+_STAGES: dict[str, Callable[[Run], list[Phase]]] = {
     "pretrain": _pretrain,
     "region_words": _region_words,
     "caption_sft": _caption_sft,
@@ -376,7 +393,3 @@ def adapter_share(architecture: Architecture, config: Any, adapter: Any, layers:
         if path.endswith("/kernel") and re.fullmatch(layers, path) and len(leaf.shape) - is_stacked(path) > 1
     )
     return sum(sizes.values()) / weights
-
-
-def _itemsize(settings: Any) -> int:
-    return jax.numpy.dtype(settings.dtype).itemsize

@@ -1,4 +1,4 @@
-"""Models without their numbers: inside `shapes_only`, whatever is opened has its shapes and dtypes and reads no weights.
+"""Models without their numbers: inside `shapes_only`, what is opened has its shapes and dtypes and reads no weights.
 
 For who plans a run: under `jax.eval_shape` the zeros that stand for parameters take no memory, so that a stage can be
 loaded at full size anywhere. What is not there yet (a folder that an earlier stage will write, a download) is replaced
