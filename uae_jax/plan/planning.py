@@ -138,9 +138,9 @@ def misaligned(tree: Any) -> list[str]:
             pairs = zip(leaf.shape, leaf.sharding.shard_shape(leaf.shape), strict=True)
             sides |= {(whole, part) for whole, part in pairs if part != whole and part % TILE}
     return [
-        f"weights of side {whole} are cut into parts of {part}, no multiple of {TILE}: the TPU compiler was seen to sum "
-        "such weights over all chips instead of gathering them, which sends several times as much; cut them into "
-        f"{_better(whole, part)} parts by mesh.fsdp, and give the rest of the chips to mesh.data"
+        f"weights of side {whole} are cut into parts of {part}, no multiple of {TILE}: the TPU compiler was seen to "
+        "sum such weights over all chips instead of gathering them, which sends several times as much; cut them "
+        f"into {_better(whole, part)} parts by mesh.fsdp, and give the rest of the chips to mesh.data"
         for whole, part in sorted(sides)
     ]
 

@@ -19,7 +19,7 @@ from uae_jax.stages.base import Parts, Stage
 from uae_jax.stages.pretrain_settings import CONTEXT, LATENTS
 from uae_jax.stages.towers import Tower
 from uae_jax.training import loop
-from uae_jax.training.config import Experiment
+from uae_jax.training.config import Experiment, MeshConfig
 from uae_jax.training.optimisers import make_optimiser
 from uae_jax.training.state import TrainState, planned_state
 from uae_jax.training.update import make_step
@@ -56,6 +56,21 @@ class Staged:
         state = planned_state(self.parts, self._optimiser(), self.experiment.ema.decay > 0, mesh)
         places = sharding.shardings(self.parts.frozen, self.frozen_axes, mesh)
         return state, jax.tree.map(_on, self.parts.frozen, places), jax.tree.map(_rows(mesh), self.batch)
+
+    def on(self, chips: int, mesh: MeshConfig, batch_size: int) -> "Staged":
+        """The same stage on other chips; nothing is loaded again, and this one is not to be used any more.
+
+        Raises:
+          ValueError: if the batch does not fit the chips.
+        """
+        experiment = dataclasses.replace(self.experiment, mesh=mesh, batch_size=batch_size)
+        abstract = abstract_mesh(chips, **dataclasses.asdict(mesh))
+        loop.check_batch(experiment, abstract, self.stage.updates)
+        self.stage.mesh = abstract
+        batch = jax.tree.map(lambda leaf: _counted(leaf, batch_size), self.batch)
+        moved = dataclasses.replace(self, experiment=experiment, mesh=abstract, batch=batch)
+        moved.state = moved.placed(abstract)[0]
+        return moved
 
     @property
     def dtype(self) -> Any:
@@ -158,7 +173,7 @@ def _precomputed(stage: Stage, resolution: int, caption: str) -> dict[str, np.nd
     }
 
 
-def _counted(leaf: np.ndarray, count: int) -> jax.ShapeDtypeStruct:
+def _counted(leaf: Any, count: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((count, *leaf.shape[1:]), jax.dtypes.canonicalize_dtype(leaf.dtype))
 
 

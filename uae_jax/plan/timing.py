@@ -43,6 +43,7 @@ class Timed:
       name: of the phase.
       compute, memory, links: ideally, each by itself.
       expected: the longest of the three, at what is assumed of each: they run side by side.
+      apart: as expected, but that nothing is computed while chips wait for others.
       bound: which of them that is.
       sent: bytes that each chip receives.
     """
@@ -52,6 +53,7 @@ class Timed:
     memory: float
     links: float
     expected: float
+    apart: float
     bound: str
     sent: float
 
@@ -91,7 +93,8 @@ def timed(staged: Staged, phases: list[Phase], topology: Topology) -> list[Timed
             "links": seconds / assumed.links,
         }
         bound = max(parts, key=parts.get)
-        result.append(Timed(phase.name, compute, memory, seconds, parts[bound], bound, sent))
+        apart = max(parts["compute"], parts["memory"]) + parts["links"]
+        result.append(Timed(phase.name, compute, memory, seconds, parts[bound], apart, bound, sent))
     return result
 
 
