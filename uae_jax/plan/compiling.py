@@ -87,7 +87,8 @@ def compile_step(staged: Staged, topology: Topology) -> Compiled:
     mesh = make_mesh(**dataclasses.asdict(staged.experiment.mesh), devices=devices(topology))
     state, frozen, batch = staged.placed(mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(staged.step(), donate_argnums=0, out_shardings=(placed, None))
+    # What a step does not read (half of a VAE) lies in memory all the same.
+    step = jax.jit(staged.step(), donate_argnums=0, out_shardings=(placed, None), keep_unused=True)
     return compile_program(step, (state, frozen, batch), mesh)
 
 

@@ -103,54 +103,51 @@ def study(case: Case, names: Sequence[str]) -> list[Row]:
     return rows
 
 
-def table(case: Case, rows: Sequence[Row]) -> str:
-    """Markdown: a line for each topology; efficiency is over the first."""
+def line(case: Case, rows: Sequence[Row]) -> str:
+    """A line of the table: figures of the fewest chips, and efficiency of all sizes over them."""
     first = rows[0]
-    lines = [
-        "| chips | peak GiB | GB received | ideal s | expected s | not overlapped s | images/s/chip | efficiency |",
-        "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for row in rows:
-        peak = f"{row.peak / GIB:.1f}{'' if row.fits else ' (too much)'}"
-        kept = f"{first.expected / row.expected:.0%} ({first.apart / row.apart:.0%})"
-        lines.append(
-            f"| {row.topology.count} | {peak} | {row.sent / 1e9:.0f} | {row.ideal:.1f} | {row.expected:.1f} | "
-            f"{row.apart:.1f} | {row.rate:.3f} | {kept} |"
-        )
-    weights = (
-        f"one copy of the weights on {case.fsdp} chips" if case.fsdp > 1 else "a copy of the weights on every chip"
+    peak = f"{first.peak / GIB:.0f}{'' if all(row.fits for row in rows) else ' (too much)'}"
+    kept = " | ".join(f"{row.rate / first.rate:.0%}, {first.apart / row.apart:.0%}" for row in rows[1:])
+    return (
+        f"| {case.config} | {case.per_chip} | {case.fsdp} | {peak} | {rows[-1].sent / 1e9:,.0f} | {first.ideal:,.1f} | "
+        f"{first.expected:,.1f} | {first.apart:,.1f} | {first.rate:.3f} | {kept} |"
     )
-    return f"### {case.config}, {case.per_chip} images a chip and step, {weights}\n\n" + "\n".join(lines)
 
 
-def page(kinds: Sequence[str]) -> str:
-    """The whole study."""
-    parts = [_HEAD]
-    for kind in kinds:
-        names = TOPOLOGIES[kind]
-        assumed = timing.assumptions(topologies.parse(names[0]))
-        parts.append(
-            f"## {kind}\n\nExpected: the slowest of {assumed.compute:.0%} of arithmetic, {assumed.memory:.0%} of memory "
-            f"bandwidth, {assumed.links:.0%} of links."
-        )
-        parts += [table(case, study(case, names)) for case in CASES]
-    return "\n\n".join(parts) + "\n"
+def table(kind: str) -> str:
+    """Markdown of one kind of chip: a line for each case."""
+    names = TOPOLOGIES[kind]
+    assumed = timing.assumptions(topologies.parse(names[0]))
+    chips = [str(topologies.parse(name).count) for name in names]
+    heads = ["stage", "images/chip", "fsdp", "peak GiB", "GB received", "ideal s", "expected s", "in turn s"]
+    heads += [f"images/s/chip on {chips[0]}", *chips[1:]]
+    return "\n".join(
+        [
+            f"## {kind}\n",
+            f"Expected: the slowest of {assumed.compute:.0%} of arithmetic, {assumed.memory:.0%} of memory bandwidth, "
+            f"{assumed.links:.0%} of links.\n",
+            f"| {' | '.join(heads)} |",
+            f"| --- |{' ---: |' * (len(heads) - 1)}",
+            *(line(case, study(case, names)) for case in CASES),
+        ]
+    )
 
 
 _HEAD = """# Weak scaling, on paper
 
-Written by `python -m uae_jax.plan.scaling`; nothing here was measured. Full size (`size=full` of `configs/`: Qwen2.5-VL-3B,
-SD3.5-Large, 512 pixels, captions of 512 tokens), every chip with the same work at every size, by the closed forms of
-`uae plan`.
+Written by `python -m uae_jax.plan.scaling`; nothing here was measured. Full size (`size=full` of `configs/`:
+Qwen2.5-VL-3B, SD3.5-Large, 512 pixels, captions of 512 tokens), every chip with the same work at every size, by the
+closed forms of `uae plan`. A line is a stage and a layout: weights lie once on every `fsdp` chips.
 
-- *ideal*: published arithmetic and memory bandwidth, no communication.
-- *expected*: in every phase of a step, the slowest of arithmetic, memory and links at the stated parts of what is
+- *peak*, *GB received*: of one chip, in one step, on most chips.
+- *ideal*: seconds of a step on the fewest chips, at published arithmetic and memory bandwidth, without communication.
+- *expected*: in every phase of a step, the slowest of arithmetic, memory and links, at the stated parts of what is
   published: communication runs beside computation.
-- *not overlapped*: the same, but that nothing is computed while chips wait for others. The truth lies between the two.
-- *efficiency*: images a second and chip over those of the first line; in brackets, without overlap.
-- Captions are as long as allowed. In truth they end at different lengths, and a chip waits for the longest of its own
-  batch: that loss is left out, as are input, evaluations, checkpoints, and slices that are joined over a data centre's
-  network.
+- *in turn*: the same, but that nothing is computed while chips wait for others. The truth lies between the two.
+- The last columns: images a second and chip on so many chips over those on the fewest, as expected, and in turn.
+- Captions are as long as allowed. In truth they end at different lengths, and all chips go on until the last one of a
+  batch has: that loss grows with the batch and is left out, as are input, evaluations, checkpoints, and slices that
+  are joined over a data centre's network.
 - Weights that are split over chips are taken to be gathered in every pass over them, in decoding for every token."""
 
 
@@ -160,7 +157,7 @@ def main() -> None:
     parser.add_argument("--chips", nargs="+", default=list(TOPOLOGIES), choices=list(TOPOLOGIES), help="which kinds")
     options = parser.parse_args()
     compiling.look_for_no_device()
-    text = page(options.chips)
+    text = "\n\n".join([_HEAD, *map(table, options.chips)]) + "\n"
     if options.output is None:
         print(text, end="")
         return

@@ -82,7 +82,7 @@ def timed(staged: Staged, phases: list[Phase], topology: Topology) -> list[Timed
         sent = gathered
         if phase.trained:
             own = sum(map(_shard, trained))
-            scattered = micro * _sizes(trained, staged.mesh)[1] * 4
+            scattered = micro * _sizes(trained, staged.mesh)[1] * itemsize  # as products with activations give it
             reduced = staged.stage.updates * 2 * 4 * own * (copies - 1) / copies
             seconds += scattered / topology.links_among(split) + reduced / topology.links_among(split * copies)
             sent += scattered + reduced
