@@ -1,6 +1,7 @@
 """A stage as it would be on its mesh, by shapes: its state, what is frozen, one batch. Nothing is allocated."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from uae_jax.training.optimisers import make_optimiser
 from uae_jax.training.state import TrainState, planned_state
 from uae_jax.training.update import make_step
 from uae_jax.weights import autoencoder_kl, shapes_only
+from uae_jax.weights.architecture import Architecture
 
 Tree = Any
 _COLLATED = 2  # samples that a batch is made of; every array of it counts samples in its first axis
@@ -140,10 +142,16 @@ def frozen_axes(stage: Stage, frozen: Tree) -> Tree:
 def _tower_axes(tower: Tower, frozen: Tree) -> Tree:
     """Of a tower's frozen tree: parameters, and adapters named after the kernels that they adapt."""
     own = tower.architecture.logical_axes
-    kernels = own.tree(tower.architecture.abstract(tower.config))
+    kernels = own.tree(parameters(tower.architecture, tower.config))
     return {
         part: own.tree(tree) if part == "params" else lora.logical_axes(tree, kernels) for part, tree in frozen.items()
     }
+
+
+@functools.lru_cache(maxsize=64)
+def parameters(architecture: Architecture, config: Any) -> Tree:
+    """`Architecture.abstract`, which traces the model, kept; not to be changed."""
+    return architecture.abstract(config)
 
 
 def _samples(stage: Stage, experiment: Experiment) -> list[Sample]:

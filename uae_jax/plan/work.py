@@ -16,7 +16,7 @@ from flax import traverse_util
 from uae_jax.parallel.sharding import is_stacked
 from uae_jax.plan import flops
 from uae_jax.plan.flops import Backward, Work
-from uae_jax.plan.staged import Staged
+from uae_jax.plan.staged import Staged, parameters
 from uae_jax.stages.towers import Tower, TowerConfig
 from uae_jax.weights.architecture import Architecture
 
@@ -386,7 +386,7 @@ def adapter_share(architecture: Architecture, config: Any, adapter: Any, layers:
             sizes[path] = leaf.size
     if not sizes:
         return 0.0
-    kernels = traverse_util.flatten_dict(architecture.abstract(config), sep="/")
+    kernels = traverse_util.flatten_dict(parameters(architecture, config), sep="/")
     weights = sum(
         leaf.size
         for path, leaf in kernels.items()
