@@ -48,6 +48,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "gcs": ["etils[epath-gcs]>=1.12"],  # folders in gs:// buckets
+        "plan": ["jax[tpu]"],  # the TPU compiler, for `uae plan`; needs no TPU
         "notebook": ["jupyterlab", "matplotlib"],
         # The originals that we are compared with; never imported by the package.
         "test": [

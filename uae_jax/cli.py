@@ -58,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
     _add_train(commands)
+    _add_plan(commands)
     _add_report(commands)
     _add_caption(commands)
     _add_generate(commands)
@@ -99,6 +100,27 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     _add_overrides(parser)
     parser.set_defaults(run=_train("train"))
+
+
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="what a config would take on a TPU slice or on GPUs",
+        description="Prints parameters, memory of a chip, the largest micro-batch that fits, work, ideal and expected "
+        "time of a step, and collectives. Memory and collectives are those of the real TPU compiler where it is "
+        "installed (the extra `plan`), else memory is of closed forms. Nothing is loaded: models that are not there "
+        "yet are taken to be of the published sizes, or of --models. Exit code 1 where a stage does not fit.",
+        epilog="example: uae plan --config configs/pretrain.py:size=full --topology v5p:2x2x2",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a file with get_config(arg=None)")
+    parser.add_argument(
+        "--topology", required=True, metavar="NAME", help="as v4:2x2x1, v5e:4x4, v5p:4x4x4, v6e:2x4, h100:8, h200:16"
+    )
+    parser.add_argument("--closed-form", action="store_true", help="compile nothing, which takes minutes")
+    parser.add_argument("--models", choices=("full", "small", "tiny"), help="size of models that are not there")
+    parser.add_argument("--json", metavar="FILE", help="write all figures into it")
+    _add_overrides(parser)
+    parser.set_defaults(run=_plan)
 
 
 def _add_report(commands: argparse._SubParsersAction) -> None:
@@ -512,6 +534,12 @@ def _demo(args: argparse.Namespace) -> int:
     from uae_jax.demo.command import demo
 
     return demo(args)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from uae_jax.plan import command
+
+    return command.run(args)
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -126,7 +126,7 @@ class SelfDistillation(Stage):
         params = {"backbone": backbone} | self._new_heads(mesh)
         axes = {name: distillation.HEAD_AXES.tree(head) for name, head in params.items() if name != "backbone"}
         axes["backbone"] = self.model.architecture.logical_axes.tree(backbone)
-        placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+        placed = sharding.shardings(params, axes, mesh)
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=placed)
         centre = jnp.zeros(self.settings.head.prototypes)
         state = {"teacher": copy(params), "centre": centre, "patch_centre": jnp.zeros_like(centre)}

@@ -15,6 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from uae_jax.parallel import global_arrays
+from uae_jax.weights import shapes_only
 from uae_jax.weights.errors import WeightsError, gathered
 from uae_jax.weights.safetensors import Tensor
 from uae_jax.weights.table import Entry, Table
@@ -114,6 +115,10 @@ def load(
     """
     table = list(table)
     check(table, tensors, abstract, source)
+    if shapes_only.active():
+        dtypes = {entry.path: target_dtype([tensors[key].dtype for key in entry.keys], dtype) for entry in table}
+        leaves = traverse_util.flatten_dict(abstract, sep="/")
+        return traverse_util.unflatten_dict({p: jnp.zeros(leaves[p].shape, dtypes[p]) for p in leaves}, sep="/")
     placed = {} if shardings is None else traverse_util.flatten_dict(shardings, sep="/")
     flat = {}
     for entry in table:
@@ -156,7 +161,7 @@ def target_dtype(stored: Sequence[Any], wanted: Any) -> np.dtype:
 
 def put(array: np.ndarray, sharding: Any) -> jax.Array:
     """Moves an array to the default device, or each device's part of it to a sharding's devices."""
-    if sharding is None:
+    if sharding is None or shapes_only.active():
         return jax.device_put(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
