@@ -10,6 +10,7 @@ BENCHMARKS = (
     ("genevalpp", "GenEval++", "its metadata, JSON lines"),
     ("dpg", "DPG-Bench", "its folder `prompts` of .txt files"),
 )
+SCENES = (*(name for name, *_ in BENCHMARKS), "vqa", "unified")
 
 
 def add_bench(commands: argparse._SubParsersAction) -> None:
@@ -20,6 +21,7 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     _add_compare(parts)
     _add_vqa(parts)
     _add_judge(parts)
+    _add_scenes(parts)
     for name, title, prompts in BENCHMARKS:
         _add_prompts(parts, name, title, prompts)
 
@@ -106,6 +108,30 @@ def _add_prompts(commands: argparse._SubParsersAction, name: str, title: str, pr
     parser.set_defaults(run=_command("run_prompts"), benchmark=name)
 
 
+def _add_scenes(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "scenes",
+        help="all of these offline, on the scene world",
+        description="Makes a twin of each benchmark from scenes that no recipe has seen, in the benchmark's own form, "
+        "and runs it: prompts of every tag of GenEval and GenEval++, long captions with DPG-Bench's questions, "
+        "questions about pictures, pictures to reconstruct. Paintings are judged by what the scene world's detector "
+        "finds in them; nothing learned takes part, and no network. For models that know this world. The same command "
+        "goes on where it stopped.",
+        epilog="example: uae bench scenes --output bench/tiny",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="where everything goes")
+    parser.add_argument(
+        "--scenes", type=int, default=10, metavar="N", help="of each tag, number of objects, or topic (default: 10)"
+    )
+    parser.add_argument("--only", action="append", choices=SCENES, help="one of them; may be given more than once")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options.add_loop(parser)
+    options.add_captioning(parser)
+    options.add_painting(parser, output=False, force=False)
+    options.add_model(parser)
+    parser.set_defaults(run=_scenes)
+
+
 def _add_compare(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "compare",
@@ -127,3 +153,9 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
         return getattr(commands, name)(args)
 
     return run
+
+
+def _scenes(args: argparse.Namespace) -> int:
+    from uae_jax.bench.scenes import command
+
+    return command.run(args)
