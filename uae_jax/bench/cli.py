@@ -22,6 +22,7 @@ def add_bench(commands: argparse._SubParsersAction) -> None:
     _add_vqa(parts)
     _add_judge(parts)
     _add_scenes(parts)
+    _add_ablate(parts)
     for name, title, prompts in BENCHMARKS:
         _add_prompts(parts, name, title, prompts)
 
@@ -132,6 +133,30 @@ def _add_scenes(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_scenes)
 
 
+def _add_ablate(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "ablate",
+        help="what the gain is owed to: one table of many runs on the tiny model",
+        description="Trains every arm of the ablations in --configs on the scene world, once for each seed, measures "
+        "each on held-out scenes and writes WORKDIR/ablations.md and .json: differences with their intervals over "
+        "seeds and scenes. Arms that are trained alike share a run. Whatever is there already is not done again, and "
+        "two commands with different --seeds may run side by side.",
+        epilog="example: uae bench ablate --workdir runs/ablations --only reward --list",
+    )
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="runs, figures and the table")
+    parser.add_argument(
+        "--configs", default="configs/ablations", metavar="DIR", help="ablations (default: configs/ablations)"
+    )
+    parser.add_argument("--only", action="append", metavar="NAME", help="one ablation; may be given more than once")
+    parser.add_argument("--list", action="store_true", help="say which runs it takes, and about how long, and stop")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
+    parser.add_argument("--steps", type=int, metavar="N", help="of each stage (default: what the files say, 120)")
+    parser.add_argument("--scenes", type=int, default=512, metavar="N", help="held-out scenes (default: 512)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars of training")
+    parser.set_defaults(run=_ablate)
+
+
 def _add_compare(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "compare",
@@ -159,3 +184,9 @@ def _scenes(args: argparse.Namespace) -> int:
     from uae_jax.bench.scenes import command
 
     return command.run(args)
+
+
+def _ablate(args: argparse.Namespace) -> int:
+    from uae_jax.bench.ablations import command
+
+    return command.ablate(args)
