@@ -138,13 +138,13 @@ AGAINST = "untrained"
 
 def get_config(arg=None):
     arg = parse_arg(arg, arm="text", seed=0, steps=1)
-    scenes = {{"kind": "scenes", "scenes": {{"count": 8, "seed": 0, "size": 64, "levels": ()}}}}
+    scenes = {{"kind": "scenes", "scenes": {{"count": 16, "seed": 0, "size": 64, "levels": ()}}}}
     paint = {{"steps": 2, "guidance": 1.0}}
     settings = {{"model": "{model}", "interface": arg.arm, "group": 2, "paint": paint, "pictures": 0}}
     settings |= {{"text": {{"max_tokens": 4, "max_pixels": 1024}}, "reward": ({{"name": "clip"}},), "kl": 0.0}}
     settings["encoder"] = {{"mode": "lora", "rank": 2, "frozen": ("vision/.*",)}}
     data = {{"sources": [scenes], "resolution": 64, "with_captions": False}}
-    run = {{"steps": arg.steps, "batch_size": 2, "seed": arg.seed, "log_every": 1, "checkpoint_every": 1}}
+    run = {{"steps": arg.steps, "batch_size": 8, "seed": arg.seed, "log_every": 1, "checkpoint_every": 1}}
     return ConfigDict({{"stage": "gen_for_understanding", "settings": settings, "data": data, **run}})
 '''
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from uae_jax.bench.ablations import cost, studies, table
-from uae_jax.bench.ablations.studies import UNTRAINED, Run, Study
+from uae_jax.bench.ablations.studies import UNTRAINED, Run, Study, told_apart
 from uae_jax.data.caption_files import write_whole
 from uae_jax.tiny import compare
 from uae_jax.tiny.compare import Ratios
@@ -106,7 +106,9 @@ def _study(study: Study, runs: Mapping[str, Sequence[Run]], seeds: Sequence[int]
     arms = {}
     for arm, (first, *_) in runs.items():
         if study.against == UNTRAINED:
-            control = [measuring(UNTRAINED, first.start, first.look(study.arms[arm]))] * len(runs[arm])
+            control = [
+                measuring(f"{UNTRAINED}+{told_apart(first.start)}", first.start, first.look(study.arms[arm]))
+            ] * len(runs[arm])
             rewarded = first.rewarded
         else:
             control = trained(study.against)

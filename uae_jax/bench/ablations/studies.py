@@ -19,6 +19,11 @@ from uae_jax.training.loop import MODEL, stage_folders
 UNTRAINED = "untrained"  # what `AGAINST` calls the model that all runs start from
 
 
+def told_apart(text: str) -> str:
+    """A short name of a text, of no other one but by an accident that nobody will see."""
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One training; arms that are trained alike share it.
@@ -36,7 +41,7 @@ class Run:
         """Of its folder: its stages, and what tells it from all other runs."""
         told = json.dumps([(name, configure.to_json(experiment)) for name, experiment in self.stages], sort_keys=True)
         names = dict.fromkeys(re.sub(r"_\d+$", "", name) for name, _ in self.stages)  # of one round
-        return "+".join([*names, hashlib.sha256(told.encode()).hexdigest()[:10]])
+        return "+".join([*names, told_apart(told)])
 
     @property
     def start(self) -> str:
