@@ -99,11 +99,9 @@ def compare(treated: Sequence[Ratios], control: Sequence[Ratios], draws: int = D
 
 def _resampled(rng: np.random.Generator, draws: int, scenes: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
     """How often each scene is drawn, f64[D, N], and which seeds are, i64[D, S]."""
-    weights, chosen = np.empty((draws, scenes)), np.empty((draws, seeds), np.int64)
-    for i in range(draws):
-        weights[i] = np.bincount(rng.integers(0, scenes, scenes), minlength=scenes)
-        chosen[i] = rng.integers(0, seeds, seeds)
-    return weights, chosen
+    drawn = rng.integers(0, scenes, (draws, scenes)) + scenes * np.arange(draws)[:, None]
+    weights = np.bincount(drawn.ravel(), minlength=draws * scenes).reshape(draws, scenes)
+    return weights.astype(np.float64), rng.integers(0, seeds, (draws, seeds))
 
 
 def _rates(sums: np.ndarray) -> np.ndarray:
