@@ -66,11 +66,17 @@ def train_stages(experiments: Sequence[tuple[str, Experiment]], workdir: Path, *
       Stopped: on SIGTERM, after saving.
     """
     results: dict[str, Path] = {}
-    for number, (name, experiment) in enumerate(experiments):
+    for (name, experiment), folder in zip(experiments, stage_folders(experiments, workdir), strict=True):
         settings = _with_results(experiment.settings, results, name)
-        folder = workdir if len(experiments) == 1 else workdir / f"{number + 1}_{name}"
         results[name] = train(dataclasses.replace(experiment, settings=settings), folder, name=name, quiet=quiet)
     return list(results.values())
+
+
+def stage_folders(experiments: Sequence[tuple[str, Experiment]], workdir: Path) -> list[Path]:
+    """Where each stage works."""
+    if len(experiments) == 1:
+        return [workdir]
+    return [workdir / f"{number}_{name}" for number, (name, _) in enumerate(experiments, start=1)]
 
 
 def _with_results(settings: Any, results: dict[str, Path], name: str) -> Any:
