@@ -1,4 +1,4 @@
-"""reference/settings.md: every setting of a config, its type, default and meaning, out of the dataclasses.
+"""Every setting of a config, its type, default and meaning, out of the dataclasses, for reference/settings.md.
 
 The source is read, not imported. From `Experiment` on, whatever dataclass a field names gets a table, and so do the
 settings of every stage that the registry names.
@@ -9,27 +9,19 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import griffe
 from griffe import Attribute, Class, Expr, ExprName, Module
+
+from api import load
+from docstrings import entries, escaped, sections
 
 _START = "uae_jax.training.config.Experiment"
 _REGISTRY = "uae_jax.stages.registry"
 _OWN_PAGE = ("pretrain", "cold_start", "gen_for_understanding", "understanding_for_gen")  # of the others there is one
-_HEAD = """# Settings
-
-A file in `configs/` returns these fields; the command line sets any of them, `--config.optimiser.learning_rate=1e-4`,
-whether or not the file mentions it. Items of lists are numbered: `--config.data.sources[0].path=photos`. In a config of
-several stages the stage's name comes first: `--config.pretrain.steps=100`. A name that does not exist is refused, with
-the nearest that does. This page is made from the source.
-
-Where a field of a stage's settings names a model folder, `previous` is the result of the stage before in the same
-config, and `previous:NAME` that of the stage called NAME.
-"""
 
 
-def pages(root: Path) -> dict[str, str]:
-    """Path -> Markdown."""
-    return {"reference/settings.md": Reference(root).text()}
+def markdown(root: Path) -> str:
+    """A table for each dataclass."""
+    return Reference(root).text()
 
 
 class Reference:
@@ -37,7 +29,7 @@ class Reference:
 
     def __init__(self, root: Path):
         """Reads the package below `root`."""
-        self.package = griffe.load("uae_jax", search_paths=[root], try_relative_path=False, allow_inspection=False)
+        self.package = load(root)
         self.stages = ast.literal_eval(str(self._module(_REGISTRY)["_STAGES"].value))
         self.settings = {name: self._settings_of(name, kind) for name, kind in self.stages.items()}
 
@@ -46,7 +38,7 @@ class Reference:
         general = self._closure([self._find(_START)])
         of_stages = self._closure(list(self.settings.values()))
         shared = [kind for kind in of_stages if kind not in general and kind not in self.settings.values()]
-        parts = [_HEAD, "## A run\n", *map(self._shared, general), "## Stages\n"]
+        parts = ["## A run\n", *map(self._shared, general), "## Stages\n"]
         for name, kind in self.settings.items():
             page = f"../stages/{name if name in _OWN_PAGE else 'foundations'}.md"
             parts += [f"### Stage `{name}`\n\nIts mathematics: [{name}]({page}).\n", self._table(kind)]
@@ -132,21 +124,14 @@ def fields(kind: Class) -> list[Attribute]:
 
 
 def descriptions(kind: Class) -> dict[str, str]:
-    """Field -> what the docstring says of it; one entry there may be about several fields."""
-    section = re.search(r"^Attributes:\n((?:  .*\n?|\n)+)", kind.docstring.value, re.MULTILINE)
-    entries = re.split(r"\n?^  (?=\S)", section[1], flags=re.MULTILINE) if section else ()
+    """Field -> what the docstring says of it."""
     found = {}
-    for entry in filter(None, entries):
-        names, _, text = entry.partition(":")
-        found |= {name.strip(): " ".join(text.split()) for name in names.split(",")}
+    for title, body in sections(kind.docstring.value):
+        if title == "Attributes":
+            for names, text in entries(body):
+                found |= {name.strip(): text for name in names.split(",")}
     return found
 
 
 def _summary(kind: Class) -> str:
     return kind.docstring.value.partition("\n")[0]
-
-
-def escaped(text: str) -> str:
-    """Plain text for a cell of a Markdown table; what stands in backticks is code as it is."""
-    parts = re.split(r"(`[^`]*`)", text)
-    return "".join(part if part[:1] == "`" else re.sub(r"([*_<\[\]|\\])", r"\\\1", part) for part in parts)
