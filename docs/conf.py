@@ -20,6 +20,8 @@ exclude_patterns = ["_extensions"]
 myst_enable_extensions = ["attrs_block", "colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 
+smartquotes = False
+
 html_theme = "furo"
 html_title = "uae_jax"
 html_static_path = ["assets"]

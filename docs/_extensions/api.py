@@ -8,10 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import griffe
-from griffe import Class, Function, Module, Parameter, ParameterKind
-from sphinx.errors import SphinxError
-
 from docstrings import entries, escaped, sections, to_markdown
+from griffe import Class, Function, Module, Parameter, ParameterKind
 
 _PACKAGE = "uae_jax"
 _LEFT_OUT = ("cli", "commands", "command", "data_commands")  # what the command line does, see reference/commands.md
@@ -20,16 +18,13 @@ _PREFIX = {ParameterKind.var_positional: "*", ParameterKind.var_keyword: "**"}
 
 
 def markdown(root: Path, name: str = "") -> str:
-    """The page of a package, or without a name the table of all of them.
-
-    Raises:
-      SphinxError: if a package has no page.
-    """
+    """The page of a package, or without a name the table of all that have one."""
     package = load(root)
     if not name:
         return _overview(package, root)
     found = package if name == _PACKAGE else package[name.removeprefix(f"{_PACKAGE}.")]
-    return "\n\n".join([_summary(found), *(block for module in _modules(found) for block in _module(module))])
+    sections = (block for title, module in _modules(found, root) for block in _module(title, module))
+    return "\n\n".join([_summary(found), *sections])
 
 
 @functools.cache
@@ -38,35 +33,41 @@ def load(root: Path) -> Module:
     return griffe.load(_PACKAGE, search_paths=[root], try_relative_path=False, allow_inspection=False)
 
 
-def packages(package: Module) -> Iterator[Module]:
-    """All packages that have modules to show, the outermost first."""
-    if _modules(package):
-        yield package
-    for module in sorted(package.modules.values(), key=lambda each: each.name):
-        if module.is_init_module:
-            yield from packages(module)
-
-
 def _overview(package: Module, root: Path) -> str:
     lines = ["| package | what |", "|---|---|"]
-    for each in packages(package):
-        if not (root / "docs/api" / f"{each.path}.md").is_file():
-            raise SphinxError(f"docs/api/{each.path}.md: missing, wanted a page for the package of this name")
-        lines.append(f"| [`{each.path}`]({each.path}.md) | {escaped(_summary(each))} |")
+    for each in [package, *_below(package)]:
+        if _page(each, root).is_file():
+            lines.append(f"| [`{each.path}`]({each.path}.md) | {escaped(_summary(each))} |")
     return "\n".join(lines)
 
 
-def _modules(package: Module) -> list[Module]:
-    found = [module for module in package.modules.values() if not module.is_init_module]
-    return sorted((m for m in found if m.docstring and m.name not in _LEFT_OUT), key=lambda each: each.name)
+def _page(package: Module, root: Path) -> Path:
+    return root / "docs/api" / f"{package.path}.md"
+
+
+def _below(package: Module) -> Iterator[Module]:
+    for module in sorted(package.modules.values(), key=lambda each: each.name):
+        if module.is_init_module:
+            yield module
+            yield from _below(module)
+
+
+def _modules(package: Module, root: Path, prefix: str = "") -> Iterator[tuple[str, Module]]:
+    """(title, module) of what a package's page shows; packages below it that have no page of their own among them."""
+    for module in sorted(package.modules.values(), key=lambda each: each.name):
+        if not module.is_init_module:
+            if module.docstring and module.name not in _LEFT_OUT and not module.name.startswith("_"):
+                yield f"{prefix}{module.name}", module
+        elif not _page(module, root).is_file():
+            yield from _modules(module, root, f"{prefix}{module.name}.")
 
 
 def _summary(module: Module) -> str:
     return module.docstring.value.partition("\n")[0] if module.docstring else ""
 
 
-def _module(module: Module) -> Iterator[str]:
-    yield f"## `{module.name}`"
+def _module(title: str, module: Module) -> Iterator[str]:
+    yield f"## `{title}`"
     yield to_markdown(module.docstring.value)
     for member in module.members.values():
         if member.is_alias or member.name.startswith("_") or not member.docstring:
@@ -87,7 +88,12 @@ def _class(kind: Class) -> Iterator[str]:
         yield _signature(init, kind.name)
         yield from _docstring(init.docstring.value)
     for member in kind.members.values():
-        if not member.is_alias and not member.name.startswith("_") and isinstance(member, Function) and member.docstring:
+        if (
+            not member.is_alias
+            and not member.name.startswith("_")
+            and isinstance(member, Function)
+            and member.docstring
+        ):
             yield from _function(member, "####")
 
 

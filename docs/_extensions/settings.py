@@ -9,10 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from griffe import Attribute, Class, Expr, ExprName, Module
-
 from api import load
 from docstrings import entries, escaped, sections
+from griffe import Attribute, Class, Expr, ExprName, Module
 
 _START = "uae_jax.training.config.Experiment"
 _REGISTRY = "uae_jax.stages.registry"
@@ -65,7 +64,9 @@ class Reference:
                 continue
             found.append(kind)
             waiting += self._bases(kind)
-            waiting += [each for field in fields(kind) for each in self._named(field.annotation) if "dataclass" in each.labels]
+            waiting += [
+                each for field in fields(kind) for each in self._named(field.annotation) if "dataclass" in each.labels
+            ]
         return found
 
     def _bases(self, kind: Class) -> list[Class]:
