@@ -1,4 +1,4 @@
-"""The code in README.md and docs/."""
+"""The code in README.md and docs/: `PAGES` are those that show any."""
 
 import re
 import shlex
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+_ALL = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in _ALL if re.search(r"```(sh|python)|`uae ", page.read_text(encoding="utf-8"))]
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _ENDS = ("|", ">", "<", "&&", ";", "2>")  # of a command, for the shell
