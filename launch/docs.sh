@@ -10,9 +10,14 @@ if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
   sed -n '2,7s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
   exit 0
 fi
-output=$(realpath -m "${1:-$(dirname "${BASH_SOURCE[0]}")/../build/docs}")
-[[ $# -eq 0 ]] || shift
+from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+output=$PWD/build/docs
+if [[ $# -gt 0 ]]; then
+  output=$1
+  [[ "$output" == /* ]] || output=$from/$output
+  shift
+fi
 
 source launch/find_python.sh
 
