@@ -8,8 +8,6 @@ result, whose adapter becomes part of the weights, so that its divergence is fro
 `unified` score at the end of each stage (`uae report`). Hardware: see `configs/sizes.py`.
 """
 
-from ml_collections import ConfigDict
-
 from configs import gen_for_understanding, sizes, understanding_for_gen
 
 
@@ -19,10 +17,10 @@ def get_config(arg=None):
     if options.rounds < 1:
         raise ValueError(f"rounds is {options.rounds}, wanted at least 1")
     steps = options.steps or (60 if options.size == "tiny" else 500)
-    config = ConfigDict({"stages": ()})
-    for number in range(1, options.rounds + 1):
-        for name, stage in (("understanding", gen_for_understanding), ("generation", understanding_for_gen)):
-            config[f"{name}_{number}"] = stage.experiment(options, steps)
-            config.stages += (f"{name}_{number}",)
-            options.model = "previous"
-    return config
+    return sizes.chain(options, rounds(options.rounds), steps)
+
+
+def rounds(count: int):
+    """Names and files of the stages of so many rounds."""
+    both = (("understanding", gen_for_understanding), ("generation", understanding_for_gen))
+    return [(f"{name}_{number}", stage) for number in range(1, count + 1) for name, stage in both]

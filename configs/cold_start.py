@@ -15,6 +15,11 @@ from configs import sizes
 def get_config(arg=None):
     models = {"tiny": "tiny", "small": "runs/pretrain/model", "full": "models/UAE"}
     options = sizes.read(arg, models, steps=0)
+    return experiment(options, options.steps or (100 if options.size == "tiny" else 2000))
+
+
+def experiment(options, steps: int):
+    """The stage at a size, for so many steps."""
     tiny = options.size == "tiny"
     lora = {"mode": "lora", "rank": 8 if tiny else 32, "alpha": 16.0 if tiny else 64.0, "existing": "merge"}
     remat = "none" if tiny else "full"
@@ -33,7 +38,7 @@ def get_config(arg=None):
         settings,
         sizes.data(options, captions=True),
         optimiser={"learning_rate": {"tiny": 3e-4, "small": 1e-4, "full": 1e-5}[options.size], "warmup": 10},
-        steps=options.steps or (100 if tiny else 2000),
+        steps=steps,
         batch_size=8 if tiny else 64,
         accumulate=1 if tiny else 8,
         log_every=5,

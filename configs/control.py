@@ -15,7 +15,7 @@ from configs.tiny import captioner, decoder
 
 STAGES = {
     "gen_for_understanding": (gen_for_understanding, captioner.LEVELS, captioner.LAST),
-    "understanding_for_gen": (understanding_for_gen, decoder.LEVELS, decoder.SEVERAL["weights"]),
+    "understanding_for_gen": (understanding_for_gen, decoder.LEVELS, decoder.SETS["several"]["weights"]),
 }
 SAME = ("optimiser", "ema", "steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every")
 

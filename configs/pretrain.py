@@ -13,7 +13,12 @@ from configs import sizes
 
 
 def get_config(arg=None):
-    options = sizes.read(arg, {"tiny": "tiny", "small": "new:small", "full": "models/UAE"})
+    options = sizes.read(arg, {"tiny": "tiny", "small": "new:small", "full": "models/UAE"}, steps=0)
+    return experiment(options, options.steps or {"tiny": 800, "small": 200_000, "full": 20_000}[options.size])
+
+
+def experiment(options, steps: int):
+    """The stage at a size, for so many steps."""
     tiny = options.size == "tiny"
     settings = {"model": options.model, "dtype": "float32" if tiny else "bfloat16"}
     settings |= {"max_tokens": 160 if tiny else 512, "pictures": 16}
@@ -29,7 +34,7 @@ def get_config(arg=None):
         data,
         optimiser={"learning_rate": {"tiny": 5e-4, "small": 2e-4, "full": 2e-5}[options.size], "warmup": 50},
         ema={"decay": 0.995 if tiny else 0.9999},
-        steps={"tiny": 800, "small": 200_000, "full": 20_000}[options.size],
+        steps=steps,
         batch_size={"tiny": 32, "small": 128, "full": 256}[options.size],
         accumulate={"tiny": 1, "small": 2, "full": 4}[options.size],
         log_every=20,

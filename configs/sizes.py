@@ -6,7 +6,7 @@ small   0.5 B parameters, from nothing               yours, 256 px      one acce
 full    Qwen2.5-VL-3B and SD3.5-Large, published     yours, 512 px      a slice of 8 accelerators of 80 GB and more
 """
 
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 from ml_collections import ConfigDict
 
@@ -76,6 +76,21 @@ def run(options: SimpleNamespace, stage: str, settings: ConfigDict, data: dict[s
     config = ConfigDict({"stage": stage, "settings": settings, "seed": options.seed, **data, **more})
     if options.size == "full":
         config.mesh = {"data": 1, "fsdp": -1}
+    return config
+
+
+def chain(options: SimpleNamespace, stages: list[tuple[str, ModuleType]], steps: int) -> ConfigDict:
+    """Stages one after the other, each from the last one's result, of so many steps each.
+
+    Args:
+      options: of `read`; the first stage starts from its model.
+      stages: name, and the file beside this one that has its `experiment`.
+      steps: see above.
+    """
+    config = ConfigDict({"stages": tuple(name for name, _ in stages)})
+    for number, (name, module) in enumerate(stages):
+        own = SimpleNamespace(**{**vars(options), **({"model": "previous"} if number else {})})
+        config[name] = module.experiment(own, steps)
     return config
 
 

@@ -11,24 +11,14 @@ Compiling takes one to ten minutes a program on two CPU cores; weights and data 
 """
 
 import argparse
-import dataclasses
 import functools
-import importlib.metadata
-import importlib.util
-import os
-import re
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Before jax is imported: the compiler comes from libtpu, but no TPU is to be looked for.
-os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
-
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from uae_jax.data.prompts import Buckets, bucket
@@ -40,43 +30,16 @@ from uae_jax.models.runtime import Runtime
 from uae_jax.models.sd3 import SD3Config
 from uae_jax.parallel import sharding
 from uae_jax.parallel.mesh import make_mesh
+from uae_jax.plan import compiling, topologies
+from uae_jax.plan.collectives import collectives
+from uae_jax.plan.compiling import GIB, SHARE
 from uae_jax.sampling import flow, painting, text
 from uae_jax.sampling.conditioning import Conditioning
 from uae_jax.sampling.tokens import token_sampling
 from uae_jax.weights import autoencoder_kl, qwen2_5_vl, sd3
 from uae_jax.weights.architecture import Architecture
 
-GIB = 2**30
-HBM = {"TPU v4": 32e9, "TPU v5": 95e9, "TPU v5 lite": 16e9, "TPU v6 lite": 32e9}  # bytes per device, published
-SHARE = 0.9  # of it that a program may take
 MAX_PIXELS = 65_536  # of an image that the encoder reads
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "s32": 4, "u32": 4, "f32": 4}
-
-
-@dataclasses.dataclass(frozen=True)
-class Collective:
-    """All collectives of one kind in a program."""
-
-    kind: str
-    count: int
-    in_loops: int
-    largest: int  # bytes of the largest result
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.count} ({self.in_loops} in loops, largest {self.largest / 2**20:.1f} MiB)"
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What the compiler says about a program."""
-
-    program: str
-    peak: int
-    arguments: int
-    seconds: float
-    collectives: tuple[Collective, ...]
-    hlo: str
 
 
 def weights(architecture: Architecture, config: Any, mesh: Mesh) -> Any:
@@ -160,77 +123,6 @@ def caption_program(mesh: Mesh, batch: int, runtime: Runtime, new_tokens: int) -
     return run, (params, prompts, replicated(mesh, keys), replicated(mesh, sampling))
 
 
-def check(program: str, mesh: Mesh, run: Callable, inputs: tuple) -> Report:
-    """Compiles one program for the devices of the mesh."""
-    start = time.perf_counter()
-    with jax.set_mesh(mesh):
-        compiled = jax.jit(run).lower(*inputs).compile()
-    seconds = time.perf_counter() - start
-    memory, hlo = compiled.memory_analysis(), compiled.as_text()
-    return Report(
-        program, memory.peak_memory_in_bytes, memory.argument_size_in_bytes, seconds, tuple(collectives(hlo)), hlo
-    )
-
-
-def collectives(hlo: str) -> list[Collective]:
-    """Counts the collectives of an optimised program."""
-    bodies = computations(hlo)
-    looped = reachable(bodies, set(re.findall(r"(?:body|condition)=%?([\w.-]+)", hlo)))
-    found = []
-    for kind in COLLECTIVES:
-        calls = [
-            (name, result_bytes(line))
-            for name, lines in bodies.items()
-            for line in lines
-            if re.search(rf" {kind}(-start)?\(", line)
-        ]
-        if calls:
-            inside = sum(name in looped for name, _ in calls)
-            found.append(Collective(kind, len(calls), inside, max(size for _, size in calls)))
-    return found
-
-
-def computations(hlo: str) -> dict[str, list[str]]:
-    """Cuts HLO text into named computations."""
-    bodies: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in hlo.splitlines():
-        if head := re.match(r"(?:ENTRY )?%?([\w.-]+) \(.*\{$", line):
-            lines = bodies.setdefault(head[1], [])
-        else:
-            lines.append(line)
-    return bodies
-
-
-def reachable(bodies: dict[str, list[str]], names: set[str]) -> set[str]:
-    """The named computations and all that they call."""
-    called = {name: set(re.findall(r"%([\w.-]+)", "\n".join(lines))) & bodies.keys() for name, lines in bodies.items()}
-    seen: set[str] = set()
-    while names:
-        seen |= names
-        names = {other for name in names for other in called.get(name, ())} - seen
-    return seen
-
-
-def result_bytes(line: str) -> int:
-    """Size of the largest array that an instruction yields."""
-    result = line.split(" = ", 1)[1]
-    result = re.split(r" [\w-]+\(", result, maxsplit=1)[0]
-    sizes = [0]
-    for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", result):
-        size = BYTES.get(dtype, 8)
-        for dim in filter(None, dims.split(",")):
-            size *= int(dim)
-        sizes.append(size)
-    return max(sizes)
-
-
-def pinned_libtpu() -> str:
-    """What to install for this jax, e.g. "libtpu==0.0.42.*"."""
-    wanted = [line for line in importlib.metadata.requires("jax") or () if line.startswith("libtpu")]
-    return wanted[0].split(";")[0].strip().replace(" ", "") if wanted else "libtpu"
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--topology", default="v5p:2x2x1", help="generation and chips, e.g. v5p:2x2x1, v6e:2x4")
@@ -247,28 +139,29 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse()
-    if importlib.util.find_spec("libtpu") is None:
-        sys.exit(f"the TPU compiler is missing; install it beside this jax: pip install '{pinned_libtpu()}'")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=options.topology).devices
-    mesh = make_mesh(data=-1, fsdp=options.fsdp, devices=devices)
+    topology = topologies.parse(options.topology)
+    if why := compiling.missing(topology):
+        sys.exit(f"{options.topology}: {why}")
+    mesh = make_mesh(data=-1, fsdp=options.fsdp, devices=compiling.devices(topology))
     runtime = Runtime(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     makers = {
         "caption": lambda: caption_program(mesh, options.captions, runtime, options.new_tokens),
         "generate": lambda: generate_program(mesh, options.images, runtime, options.size, options.steps),
     }
-    limit = SHARE * HBM.get(devices[0].device_kind, float("inf"))
-    print(f"{options.topology}: {len(devices)} x {devices[0].device_kind}, at most {limit / GIB:.1f} GiB a chip")
+    limit = SHARE * topology.chip.memory
+    print(f"{options.topology}: {topology.count} chips, at most {limit / GIB:.1f} GiB each")
     print("program    peak GiB  arguments GiB  compile s  collectives")
     fits = True
     for name in ("caption", "generate") if options.program == "both" else (options.program,):
-        report = check(name, mesh, *makers[name]())
-        fits &= report.peak <= limit
-        sums = "; ".join(map(str, report.collectives)) or "none"
-        sizes = f"{report.peak / GIB:9.2f}  {report.arguments / GIB:13.2f}  {report.seconds:9.0f}"
-        print(f"{name:10}{sizes}  {sums}{'' if report.peak <= limit else '  DOES NOT FIT'}", flush=True)
+        run, inputs = makers[name]()
+        compiled = compiling.compile_program(jax.jit(run), inputs, mesh)
+        fits &= compiled.peak <= limit
+        sums = "; ".join(map(str, collectives(compiled.hlo))) or "none"
+        sizes = f"{compiled.peak / GIB:9.2f}  {compiled.arguments / GIB:13.2f}  {compiled.seconds:9.0f}"
+        print(f"{name:10}{sizes}  {sums}{'' if compiled.peak <= limit else '  DOES NOT FIT'}", flush=True)
         if options.hlo is not None:
             options.hlo.mkdir(parents=True, exist_ok=True)
-            (options.hlo / f"{name}.hlo.txt").write_text(report.hlo)
+            (options.hlo / f"{name}.hlo.txt").write_text(compiled.hlo)
     return 0 if fits else 1
 
 

@@ -31,7 +31,7 @@ if ((lowest)); then  # every ">=" of the package itself becomes "=="
     sed -n '/install_requires/,/\]/p' setup.py | grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+"' | tr -d '"' | sed 's/>=/==/'
   )
 fi
-"$venv/bin/python" -m pip install --quiet --editable '.[cpu,test]' ${bounds[@]+"${bounds[@]}"}
+"$venv/bin/python" -m pip install --quiet --editable '.[cpu,docs,test]' ${bounds[@]+"${bounds[@]}"}
 "$venv/bin/python" -m ruff check .
 "$venv/bin/python" -m ruff format --check .
 exec "$venv/bin/python" -m pytest -n auto --dist loadfile "$@"

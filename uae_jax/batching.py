@@ -14,7 +14,7 @@ from uae_jax.data.vision_inputs import VisionInputConfig
 from uae_jax.models.autoencoder_kl import AutoencoderKLConfig
 from uae_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from uae_jax.models.sd3 import SD3Config
-from uae_jax.parallel import sharding
+from uae_jax.parallel import global_arrays, sharding
 from uae_jax.sampling import painting
 
 
@@ -91,8 +91,8 @@ def paint_bytes(
 
 
 def place(leaf: Any, mesh: Mesh | None, axis: int = 0) -> Any:
-    """Puts an array on the mesh, split over its rows (`axis`) where they divide."""
+    """Puts an array on the mesh, split over its rows (`axis`) where they divide; each process gives the whole."""
     if mesh is None:
         return leaf
     names = ["batch" if i == axis else None for i in range(leaf.ndim)]
-    return jax.device_put(leaf, NamedSharding(mesh, sharding.partition_spec(leaf.shape, names, mesh)))
+    return global_arrays.put(leaf, NamedSharding(mesh, sharding.partition_spec(leaf.shape, names, mesh)))

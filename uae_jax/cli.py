@@ -9,14 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uae_jax
+from uae_jax import options
+from uae_jax.bench.cli import add_bench
 from uae_jax.errors import RunError
-
-BENCHMARKS = (
-    ("geneval", "GenEval", "its evaluation_metadata.jsonl"),
-    ("genevalpp", "GenEval++", "its metadata, JSON lines"),
-    ("dpg", "DPG-Bench", "its folder `prompts` of .txt files"),
-)
-DTYPES = ("keep", "float32", "bfloat16", "float16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,11 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
     _add_train(commands)
+    _add_plan(commands)
     _add_report(commands)
     _add_caption(commands)
     _add_generate(commands)
     _add_reconstruct(commands)
-    _add_bench(commands)
+    add_bench(commands)
     _add_convert(commands)
     _add_export(commands)
     _add_data(commands)
@@ -101,6 +97,27 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_train("train"))
 
 
+def _add_plan(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "plan",
+        help="what a config would take on a TPU slice or on GPUs",
+        description="Prints parameters, memory of a chip, the largest micro-batch that fits, work, ideal and expected "
+        "time of a step, and collectives. Memory and collectives are those of the real TPU compiler where it is "
+        "installed (the extra `plan`), else memory is of closed forms. Nothing is loaded: models that are not there "
+        "yet are taken to be of the published sizes, or of --models. Exit code 1 where a stage does not fit.",
+        epilog="example: uae plan --config configs/pretrain.py:size=full --topology v5p:2x2x2",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a file with get_config(arg=None)")
+    parser.add_argument(
+        "--topology", required=True, metavar="NAME", help="as v4:2x2x1, v5e:4x4, v5p:4x4x4, v6e:2x4, h100:8, h200:16"
+    )
+    parser.add_argument("--closed-form", action="store_true", help="compile nothing, which takes minutes")
+    parser.add_argument("--models", choices=("full", "small", "tiny"), help="size of models that are not there")
+    parser.add_argument("--json", metavar="FILE", help="write all figures into it")
+    _add_overrides(parser)
+    parser.set_defaults(run=_plan)
+
+
 def _add_report(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "report",
@@ -128,9 +145,9 @@ def _add_caption(commands: argparse._SubParsersAction) -> None:
         description="Writes a caption of each image: a line of path, tab and caption, or a JSON line.",
         epilog="example: uae caption photos/ --model ~/models/UAE --json > captions.jsonl",
     )
-    _add_images(parser)
-    _add_captioning(parser)
-    _add_model(parser)
+    options.add_images(parser)
+    options.add_captioning(parser)
+    options.add_model(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line: image, caption")
     parser.set_defaults(run=_command("caption"))
 
@@ -145,8 +162,8 @@ def _add_generate(commands: argparse._SubParsersAction) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("prompt", metavar="PROMPT", nargs="*", default=[], help="what to paint")
     source.add_argument("--prompts", metavar="FILE", help='a prompt a line, or JSON lines with "prompt"')
-    _add_painting(parser)
-    _add_model(parser)
+    options.add_painting(parser)
+    options.add_model(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object a line: prompt, image")
     parser.set_defaults(run=_command("generate"))
 
@@ -159,202 +176,12 @@ def _add_reconstruct(commands: argparse._SubParsersAction) -> None:
         "painting, scores.",
         epilog="example: uae reconstruct photos/*.jpg --output out --model ~/models/UAE --scorer clip=~/models/clip-l",
     )
-    _add_images(parser)
-    _add_captioning(parser)
-    _add_painting(parser)
-    _add_model(parser)
-    _add_loop(parser)
+    options.add_images(parser)
+    options.add_captioning(parser)
+    options.add_painting(parser)
+    options.add_model(parser)
+    options.add_loop(parser)
     parser.set_defaults(run=_command("reconstruct"))
-
-
-def _add_bench(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("bench", help="benchmark a model", description="Benchmarks.")
-    parts = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_bench_unified(parts)
-    _add_bench_compare(parts)
-    _add_bench_vqa(parts)
-    _add_bench_judge(parts)
-    for name, title, prompts in BENCHMARKS:
-        _add_bench_prompts(parts, name, title, prompts)
-
-
-def _add_bench_unified(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "unified",
-        help="Unified-Bench: how alike images and their reconstructions are",
-        description="Captions and paints every image below --reference, or takes what somebody else painted "
-        "(--generated; paired by path, name, stem, or a stem after recon_), and asks CLIP, LongCLIP, DINOv2 and DINOv3 "
-        "how alike the two are. FILE.json has the structure that Unified-Bench publishes, FILE.html shows the pairs, "
-        "the folder FILE/ holds captions and paintings; painting goes on where it stopped when run again. Exit code 1 "
-        "where references are left without a readable painting.",
-        epilog="example: uae bench unified --reference photos/ --model ~/models/UAE --output bench/mine.json",
-    )
-    parser.add_argument("--reference", required=True, metavar="DIR", help="folder of images")
-    parser.add_argument("--generated", metavar="DIR", help="folder of their reconstructions, made elsewhere")
-    parser.add_argument("--output", required=True, metavar="FILE.json", help="record to write")
-    parser.add_argument("--cards", type=int, default=200, metavar="N", help="worst pairs to show (default: 200)")
-    _add_loop(parser)
-    _add_captioning(parser)
-    _add_painting(parser, output=False)
-    _add_model(parser)
-    parser.set_defaults(run=_bench_command("run_unified"))
-
-
-def _add_bench_vqa(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "vqa",
-        help="ask the encoder questions about images",
-        description='Asks the questions of a file of JSON lines, {"image": PATH, "question": TEXT, "answer": ..., '
-        '"choices": [...], "task": NAME}: multiple choice where there are choices, else free form. Prints accuracy by '
-        "task. Answers go to FILE.jsonl one by one; the same command goes on where it stopped.",
-        epilog="example: uae bench vqa --questions mmt/questions.jsonl --model ~/models/UAE --output bench/mmt.jsonl "
-        "--temperature 0 --max-new-tokens 16",
-    )
-    parser.add_argument("--questions", required=True, metavar="FILE.jsonl", help="what to ask")
-    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="answers to write")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    _add_captioning(parser, question=False)
-    _add_model(parser)
-    parser.set_defaults(run=_bench_command("run_vqa"), question=None)
-
-
-def _add_bench_judge(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "judge",
-        help="judge paintings of DPG-Bench or GenEval by asking an encoder",
-        description="Asks the encoder of --model DPG-Bench's official questions about what `uae bench dpg` painted, or "
-        "whether what `uae bench geneval` painted holds what it should. This is another judge than the official ones: "
-        "its figures compare with each other, not with published ones. The same command goes on where it stopped.",
-        epilog="example: uae bench judge dpg --questions dpg_bench.csv --images out/dpg --model ~/models/UAE "
-        "--output out/dpg_answers.jsonl --temperature 0 --max-new-tokens 8",
-    )
-    parser.add_argument("benchmark", choices=("dpg", "geneval"), help="which of them")
-    parser.add_argument(
-        "--questions", required=True, metavar="FILE", help="dpg_bench.csv, or GenEval's evaluation_metadata.jsonl"
-    )
-    parser.add_argument("--images", required=True, metavar="DIR", help="what was painted")
-    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="answers to write")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    _add_captioning(parser, question=False)
-    _add_model(parser)
-    parser.set_defaults(run=_bench_command("run_judge"), question=None)
-
-
-def _add_bench_prompts(commands: argparse._SubParsersAction, name: str, title: str, prompts: str) -> None:
-    parser = commands.add_parser(
-        name,
-        help=f"paint the prompts of {title}",
-        description=f"Paints every prompt of {title} into exactly the folder that its official scorer takes, checks "
-        "the folder, and goes on where it stopped when run again. A painting depends on --seed and its number, not on "
-        "what else is painted. Settings are kept in DIR.settings.json.",
-        epilog=f"example: uae bench {name} --prompts PROMPTS --output out/{name} --model ~/models/UAE --size 512",
-    )
-    parser.add_argument("--prompts", required=True, metavar="PATH", help=prompts)
-    parser.add_argument(
-        "--rewrite",
-        action="store_true",
-        help="paint what the encoder makes of each prompt instead; kept in DIR.rewritten.jsonl",
-    )
-    _add_painting(parser, force=False)
-    _add_model(parser)
-    parser.set_defaults(run=_bench_command("run_prompts"), benchmark=name)
-
-
-def _add_bench_compare(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "compare",
-        help="whether one record of Unified-Bench is better than another",
-        description="Compares two records pair by pair, on the pairs and scorers that both have: means, differences, "
-        "and their 95%% intervals by bootstrap.",
-        epilog="example: uae bench compare before.json after.json",
-    )
-    parser.add_argument("first", metavar="FIRST.json", help="ours, or one that the published code wrote")
-    parser.add_argument("second", metavar="SECOND.json", help="over the same references")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.set_defaults(run=_bench_command("run_compare"))
-
-
-def _add_loop(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--interface",
-        choices=("text", "answer_hidden"),
-        default="text",
-        help="what the decoder is told: the caption, or the encoder's states while it wrote (default: text)",
-    )
-    parser.add_argument(
-        "--scorer",
-        action="append",
-        default=[],
-        type=_named_path,
-        metavar="NAME=DIR",
-        help="score likeness with this CLIP, DINOv2 or DINOv3 model; may be given more than once (default: those that "
-        "come with the model)",
-    )
-
-
-def _add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="file, folder or quoted pattern")
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model",
-        default="tiny",
-        metavar="NAME|DIR",
-        help="UAE checkpoint, published or native (default: tiny, which comes with the package)",
-    )
-    group.add_argument(
-        "--processor", metavar="NAME|DIR", help="base model, where the checkpoint has no tokenizer of its own"
-    )
-    group.add_argument(
-        "--dtype",
-        choices=("auto", *DTYPES[1:]),
-        default="auto",
-        help="to compute in (default: float32 on CPU, bfloat16 elsewhere)",
-    )
-    group.add_argument("--memory-gb", type=float, default=8.0, help="for one batch, beside the weights (default: 8)")
-    group.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
-
-
-def _add_captioning(parser: argparse.ArgumentParser, question: bool = True) -> None:
-    group = parser.add_argument_group("captioning" if question else "answering")
-    if question:
-        group.add_argument("--question", metavar="TEXT", help="what to ask (default: for a description)")
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="cut captions here (default: 512; tiny: 192)")
-    group.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: 0.7; tiny: 0)")
-    group.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest (default: 0, all)")
-    group.add_argument(
-        "--repetition-penalty",
-        type=float,
-        metavar="X",
-        help="above 1 makes tokens seen before less likely (default: 1, off)",
-    )
-    group.add_argument("--top-p", type=float, help="nucleus sampling (default: 1, off)")
-
-
-def _add_painting(parser: argparse.ArgumentParser, output: bool = True, force: bool = True) -> None:
-    group = parser.add_argument_group("painting")
-    if output:
-        group.add_argument("--output", required=True, metavar="DIR", help="folder to write images into")
-    if force:
-        group.add_argument("--force", action="store_true", help="overwrite what is there")
-    group.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: 40; tiny: 20)")
-    group.add_argument("--guidance", type=float, help="classifier-free; 1 is off (default: 5; tiny: 3)")
-    group.add_argument("--size", metavar="PX", help="side, or HEIGHTxWIDTH (default: the decoder's, 1024 at most)")
-    group.add_argument("--negative", metavar="TEXT", help="what to move away from (default: the model's)")
-    group.add_argument(
-        "--conditioning",
-        choices=("current", "base"),
-        help="read the prompt with the encoder's adapter or without (default: current)",
-    )
-
-
-def _named_path(text: str) -> tuple[str, str]:
-    name, mark, path = text.partition("=")
-    if not (name and mark and path):
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR")
-    return name, path
 
 
 def _add_convert(commands: argparse._SubParsersAction) -> None:
@@ -372,7 +199,9 @@ def _add_convert(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("src", metavar="SRC", help="published checkpoint: folder, file or Hugging Face name")
     parser.add_argument("dst", metavar="DST", help="native folder to write")
     parser.add_argument("--subfolder", default="", help="folder inside SRC that holds the model, e.g. transformer")
-    parser.add_argument("--dtype", choices=DTYPES, default="keep", help="type to store parameters in (default: keep)")
+    parser.add_argument(
+        "--dtype", choices=options.DTYPES, default="keep", help="type to store parameters in (default: keep)"
+    )
     parser.add_argument("--force", action="store_true", help="replace DST if it holds a checkpoint")
     parser.set_defaults(run=_convert)
 
@@ -447,8 +276,8 @@ def _add_data_caption(commands: argparse._SubParsersAction) -> None:
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--output", metavar="FILE", help="JSON lines to write (default: DIR/captions.jsonl)")
     target.add_argument("--txt", action="store_true", help="write a .txt beside each image instead")
-    _add_captioning(parser)
-    _add_model(parser)
+    options.add_captioning(parser)
+    options.add_model(parser)
     parser.set_defaults(run=_data_command("caption"))
 
 
@@ -481,15 +310,6 @@ def _command(name: str) -> Callable[[argparse.Namespace], int]:
     return run
 
 
-def _bench_command(name: str) -> Callable[[argparse.Namespace], int]:
-    def run(args: argparse.Namespace) -> int:
-        from uae_jax.bench import commands
-
-        return getattr(commands, name)(args)
-
-    return run
-
-
 def _data_command(name: str) -> Callable[[argparse.Namespace], int]:
     def run(args: argparse.Namespace) -> int:
         from uae_jax import data_commands
@@ -512,6 +332,12 @@ def _demo(args: argparse.Namespace) -> int:
     from uae_jax.demo.command import demo
 
     return demo(args)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from uae_jax.plan import command
+
+    return command.run(args)
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from uae_jax.data.prompts import CAPTION_QUESTION, PromptBuilder, bucket
 from uae_jax.models import lora
 from uae_jax.models.qwen2_5_vl.prompts import Prompts
 from uae_jax.models.runtime import Runtime
+from uae_jax.parallel.mesh import use_mesh
 from uae_jax.sampling import conditioning, flow, painting, text
 from uae_jax.sampling.conditioning import Conditioning
 from uae_jax.sampling.tokens import TokenSampling, token_sampling
@@ -294,7 +295,7 @@ class Engine:
         return _widened(told, length), negative
 
     def _on_mesh(self) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+        return contextlib.nullcontext() if self.mesh is None else use_mesh(self.mesh)
 
     def _place(self, prompts: Prompts) -> Prompts:
         placed = jax.tree.map(lambda leaf: batching.place(leaf, self.mesh), prompts.replace(positions=None))

@@ -10,7 +10,9 @@ from PIL import Image
 
 from uae_jax import cli
 from uae_jax.bench import commands, painting
-from uae_jax.bench.layouts import LAYOUTS, grid
+from uae_jax.bench.cli import BENCHMARKS
+from uae_jax.bench.grids import grid, quarter
+from uae_jax.bench.layouts import LAYOUTS
 from uae_jax.engine import CaptionSettings
 
 SIDE = 16
@@ -184,5 +186,11 @@ def test_one_painting_is_no_grid():
     assert grid([image]) is image
 
 
+def test_a_grid_is_cut_as_it_was_joined():
+    images = [Image.new("RGB", (SIDE, SIDE), (number, 0, 0)) for number in range(4)]
+    whole = grid(images)
+    assert [quarter(whole, number).tobytes() for number in range(4)] == [image.tobytes() for image in images]
+
+
 def test_there_is_a_command_for_each_layout():
-    assert {name for name, *_ in cli.BENCHMARKS} == set(LAYOUTS)
+    assert {name for name, *_ in BENCHMARKS} == set(LAYOUTS)

@@ -69,19 +69,29 @@ def test_what_fills_no_batch_is_dropped_or_kept():
     assert [len(b.samples) for b in rest] == [4, 4, 2] and sorted(numbers(rest)) == list(range(10))
 
 
+def share(index, processes, batch_size=8):
+    """The rows of one process, where a batch is split evenly."""
+    return range(batch_size)[index * batch_size // processes : (index + 1) * batch_size // processes]
+
+
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_read_disjoint_parts_that_are_complete_together(processes):
-    parts = [
-        numbers(loader(Numbers(24), batch_size=8, epochs=1, process_index=i, process_count=processes))
-        for i in range(processes)
-    ]
+    parts = [numbers(loader(Numbers(24), batch_size=8, epochs=1, rows=share(i, processes))) for i in range(processes)]
     assert sorted(itertools.chain(*parts)) == list(range(24))
     assert {len(part) for part in parts} == {24 // processes}
-    # Step by step they read what one process reads.
+    # Row by row they read what one process reads.
     alone = list(loader(Numbers(24), batch_size=8, epochs=1))
     rows = 8 // processes
     for k, batch in enumerate(alone):
-        assert sorted(numbers([batch])) == sorted(x for part in parts for x in part[k * rows : (k + 1) * rows])
+        assert numbers([batch]) == [x for part in parts for x in part[k * rows : (k + 1) * rows]]
+
+
+def test_rows_of_a_process_may_lie_apart():
+    # As where a mesh follows the torus: a host's devices are no neighbours on it.
+    alone = numbers(loader(Numbers(16), batch_size=8, epochs=1))
+    parts = [numbers(loader(Numbers(16), batch_size=8, epochs=1, rows=rows)) for rows in ([0, 1, 4, 5], [2, 3, 6, 7])]
+    assert parts[0] == [alone[i] for i in (0, 1, 4, 5, 8, 9, 12, 13)]
+    assert sorted(parts[0] + parts[1]) == list(range(16))
 
 
 def test_sources_are_mixed_by_weight():
@@ -178,21 +188,48 @@ def test_a_state_of_other_data_is_refused():
 def test_more_processes_go_on_where_fewer_were():
     alone = loader(Numbers(48), batch_size=8, epochs=1)
     first = [next(alone), next(alone)]
-    parts = [loader(Numbers(48), batch_size=8, epochs=1, process_index=i, process_count=2) for i in range(2)]
+    parts = [loader(Numbers(48), batch_size=8, epochs=1, rows=share(i, 2)) for i in range(2)]
     for part in parts:
         part.set_state(first[-1].state)
     assert sorted(numbers(first) + numbers(parts[0]) + numbers(parts[1])) == list(range(48))
 
 
+def test_fewer_processes_go_on_where_more_were():
+    whole = list(loader(Numbers(48), batch_size=8, epochs=1))
+    parts = [loader(Numbers(48), batch_size=8, epochs=1, rows=share(i, 2)) for i in range(2)]
+    states = [[next(part), next(part)][1].state for part in parts]
+    again = [loader(Numbers(48), batch_size=8, epochs=1, rows=rows) for rows in (share(1, 2), share(0, 1))]
+    for stream in again:
+        stream.set_state(*states)
+    assert numbers(again[0]) == [x for batch in whole[2:] for x in numbers([batch])[4:]]
+    assert again[1].tally.used == 16  # what both had
+    assert numbers(again[1]) == numbers(whole[2:])
+
+
+def test_a_process_that_met_a_bad_record_goes_on_behind_it():
+    # The other one has read fewer records: with one process's place for both, a record would come twice, or never.
+    bad = Numbers(32)
+    states = []
+    for i in range(2):
+        stream = loader(bad, batch_size=8, epochs=1, rows=share(i, 2))
+        next(stream)
+        stream._go_to(stream._consumed + i)  # as if process 1 had skipped one
+        states.append(stream.get_state())
+    for i in range(2):
+        stream = loader(bad, batch_size=8, epochs=1, rows=share(i, 2))
+        stream.set_state(*states)
+        assert stream.get_state()["consumed"] == 4 + i
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 5, "process_count": 2}, "multiple of the 2 processes"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"process_index": 2, "process_count": 2}, "process_index"),
+        ({"batch_size": 0}, "rows are"),
+        ({"rows": [0, 4]}, "rows are"),
+        ({"rows": [1, 0]}, "rows are"),
         ({"config": DataConfig(workers=-1)}, "workers"),
         ({"source": Numbers(0)}, "no records"),
-        ({"config": BUCKETS, "process_count": 2}, "single one in aspects"),
+        ({"config": BUCKETS, "rows": [0, 1]}, "single one in aspects"),
         ({"config": DataConfig(sources=(SourceConfig(),) * 2)}, "1 sources were given for 2"),
     ],
 )

@@ -34,7 +34,7 @@ def test_the_table_has_a_line_for_each_model():
 @needed
 @pytest.mark.slow
 def test_demo(tmp_path, capsys):
-    short = {"steps": 1, "batch_size": 2, "evaluation_batches": 1, "settings.pictures": 1}
+    short = {"steps": 1, "batch_size": 8, "evaluation_batches": 1, "settings.pictures": 1}
     overrides = [f"--config.{name}.{key}={value}" for name in NAMES for key, value in short.items()]
     overrides += [f"--config.{name}.settings.group=2" for name in NAMES[2:]]
     arguments = ["demo", "--workdir", str(tmp_path / "run"), "--quiet", "--scenes", "4", *overrides]

@@ -1,10 +1,13 @@
 """Rewards of a user's own: found by their path, and an error is an error."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.training import several
 from uae_jax.rewards import custom
 
 IMAGES = jnp.full((2, 4, 4, 3), 0.5)
@@ -70,3 +73,14 @@ def test_what_is_no_reward_ends_the_program(function, message):
     reward = custom.on_host(function)
     with pytest.raises(Exception, match=message):
         jax.block_until_ready(jax.jit(reward)(IMAGES, IMAGES))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "calls"), [({"data": 2}, [[2], [2]]), ({"tensor": 2}, [[4], []])])
+def test_several_processes_are_told_the_same(mesh, calls, tmp_path):
+    # Left to itself, JAX calls on process 0 only, and the others go on with zeros. Where both processes have the same
+    # rows, one of them asks: two calls need not agree.
+    several.run(["tests.rewards.host_process", json.dumps(mesh)], 2, tmp_path, seconds=300)
+    told = [json.loads(several.said(tmp_path, index).splitlines()[-1]) for index in range(2)]
+    assert [one["reward"] for one in told] == [[0.1, 0.2, 0.3, 0.4]] * 2
+    assert [one["calls"] for one in told] == calls

@@ -10,6 +10,8 @@ from PIL import Image
 
 from uae_jax.data import scenes as world
 from uae_jax.data.scenes import SceneConfig, scene_rng
+from uae_jax.defaults import Defaults
+from uae_jax.pipeline import Reconstruction
 from uae_jax.rewards.scorers import CLIP_INPUT
 from uae_jax.tiny import figures, measure
 from uae_jax.tiny.figures import Scenes
@@ -165,3 +167,21 @@ def test_verdicts_say_what_was_reached():
     assert reached["paintings of one object", "accuracy"] is None
     text = measure.table(found)
     assert "NOT REACHED   captions" in text and "31.500" in text and "not measured" in text
+
+
+def test_the_loop_is_measured_as_it_is_said(some):
+    asked = []
+
+    class Loop:
+        """Stands for `UAE`: paints everything as it was, and notes how it was asked to."""
+
+        defaults, scorers = Defaults(), {}
+
+        def iter_reconstructions(self, images, writing, painting, *, interface):
+            asked.append((writing.max_new_tokens, painting.conditioning, interface))
+            yield from ((i, Reconstruction("a red circle.", image, {})) for i, image in enumerate(images))
+
+    for look in (figures.Look(), figures.Look("answer_hidden", "base", 7)):
+        found, _ = figures.loop_by_scene(Loop(), some, ignore, look)
+        assert found["painting_accuracy"].shape == (12, 2) and found["words"][0, 0] == 3
+    assert asked == [(512, "current", "text"), (7, "base", "answer_hidden")]

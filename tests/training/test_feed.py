@@ -126,7 +126,7 @@ def test_an_array_without_rows_is_named(feed):
     with pytest.raises(ValueError, match=r"batch\['mask'\] has shape \(3, 8\), wanted 8 rows first"):
         next(feed(collate=lambda samples: {"mask": np.zeros((3, 8))}))
     with pytest.raises(ValueError, match="wanted 8 rows"):
-        place_batch({"scalar": np.float32(1)}, 8, make_mesh(data=8))
+        place_batch({"scalar": np.float32(1)}, range(8), 8, make_mesh(data=8))
 
 
 @pytest.mark.parametrize("taken", [0, 1])
@@ -161,8 +161,7 @@ def test_a_feed_without_room_is_refused():
 
 @pytest.mark.slow
 def test_processes_put_their_parts_together(tmp_path):
-    # Two processes of two devices read every second record each; the batch of both is that of one process, its rows
-    # ordered by process.
+    # Two processes of two devices read half of each batch; the batch of both is that of one process, row by row.
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -177,8 +176,9 @@ def test_processes_put_their_parts_together(tmp_path):
             index = int(sys.argv[1])
             jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, index)
             from tests.training.test_feed import Feed, collate, loader, make_mesh
+            from uae_jax.parallel.global_arrays import rows_here
 
-            stream = Feed(loader(process_index=index, process_count=2), collate, make_mesh(data=4))
+            stream = Feed(loader(rows=rows_here(make_mesh(data=4), 8)), collate, make_mesh(data=4))
             fed = [next(stream), next(stream)][1]
             mine = [shard.data.tolist() for shard in fed.batch["number"].addressable_shards]
             print(fed.batch["deep"]["square"].shape, mine, fed.ids[0])
@@ -197,5 +197,5 @@ def test_processes_put_their_parts_together(tmp_path):
     finally:
         for process in processes:
             process.kill()
-    assert outputs[0] == "(8, 3) [[8, 10], [12, 14]] numbers:8"
-    assert outputs[1] == "(8, 3) [[9, 11], [13, 15]] numbers:9"
+    assert outputs[0] == "(8, 3) [[8, 9], [10, 11]] numbers:8"
+    assert outputs[1] == "(8, 3) [[12, 13], [14, 15]] numbers:12"

@@ -11,9 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
-from uae_jax.parallel.mesh import make_mesh
 from uae_jax.training import metrics, tensorboard
 from uae_jax.training.metrics import Averages, MetricsWriter, column, read_history
 
@@ -224,10 +222,3 @@ def test_metrics_that_some_steps_lack():
     averages.add(1, {"loss": 1.0})
     averages.add(2, {"loss": 3.0, "extra": 5.0})
     assert averages.flush()[1] == {"loss": 2.0, "extra": 5.0}
-
-
-def test_own_rows_are_in_order_and_once():
-    # Rows over two devices, each of them there four times: every row is wanted once, in its order.
-    mesh = make_mesh(2, 4, 1)
-    rows = jax.device_put(jnp.arange(6), NamedSharding(mesh, PartitionSpec("data")))
-    np.testing.assert_array_equal(metrics.own_rows(rows), np.arange(6))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uae_jax.parallel import global_arrays
 from uae_jax.stages.base import Aux, Parts, Picture, Stage
 
 
@@ -50,8 +51,10 @@ class Toy(Stage):
         return [Picture("guesses", ["x"], [[np.zeros((8, 8, 3), np.uint8)]], ["a guess"])]
 
     def save(self, params, state, frozen, folder):
+        values = jax.tree.map(lambda x: x.tolist(), global_arrays.to_host(params))
+        if jax.process_index():
+            return
         folder.mkdir(parents=True, exist_ok=True)
-        values = jax.tree.map(lambda x: np.asarray(x).tolist(), params)
         (folder / "toy.json").write_text(
             json.dumps({"from": self.settings.model, "seen": float(state["seen"]), **values})
         )

@@ -10,6 +10,7 @@ from typing import Any
 import tqdm
 from PIL import Image
 
+from uae_jax.bench.grids import quarter
 from uae_jax.data.caption_files import same_settings, write_whole
 from uae_jax.data.images import ImageError, open_image
 from uae_jax.engine import CaptionSettings
@@ -80,13 +81,6 @@ def ask(
                 lines.flush()
             bar.update(len(numbers))
     return said
-
-
-def quarter(image: Image.Image, number: int) -> Image.Image:
-    """Top left, top right, bottom left, bottom right."""
-    width, height = image.width // 2, image.height // 2
-    left, top = number % 2 * width, number // 2 * height
-    return image.crop((left, top, left + width, top + height))
 
 
 def _answers(output: Path) -> dict[int, str]:

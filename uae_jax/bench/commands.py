@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,35 @@ import tqdm
 from uae_jax import plain
 from uae_jax.bench import gallery, judging, pairing, questions, unified
 from uae_jax.bench.asking import Item, ask
-from uae_jax.bench.layouts import LAYOUTS
+from uae_jax.bench.layouts import LAYOUTS, Task
 from uae_jax.bench.painting import paint, rewrite
 from uae_jax.bench.pairing import Pairing
 from uae_jax.bench.repaint import CAPTIONS, PAINTINGS, How, repaint
 from uae_jax.commands import caption_settings, load, paint_settings
 from uae_jax.data.caption_files import same_settings, write_whole
+from uae_jax.pipeline import UAE
 from uae_jax.rewards.reconstruction import UNIFIED
 from uae_jax.rewards.scorers import Scorer
 from uae_jax.weights import checkpoint, uae
 
+Loader = Callable[[], UAE]
+
+
+def loader(args: argparse.Namespace) -> Loader:
+    """Loads the model that the arguments name when it is first called, and keeps it."""
+    return functools.cache(functools.partial(load, args, scorers={}))
+
 
 def run_unified(args: argparse.Namespace) -> int:
-    """Paints, unless somebody else has, scores, and writes the record and the gallery."""
+    """Scores reconstructions; prints the scores."""
+    record = reconstructions(args, loader(args))
+    print(table(record))
+    print(f"\n{args.output}\n{Path(args.output).with_suffix('.html')}")
+    return 0 if record[unified.OWN]["all_pairs"] else 1
+
+
+def reconstructions(args: argparse.Namespace, model: Loader) -> dict[str, Any]:
+    """Paints, unless somebody else has, scores, and writes the gallery and the record, which it returns."""
     output, reference = Path(args.output).expanduser(), Path(args.reference).expanduser()
     if output.suffix != ".json":
         raise ValueError(f"--output is {args.output}, wanted FILE.json: FILE.html and the folder FILE lie beside it")
@@ -41,7 +57,7 @@ def run_unified(args: argparse.Namespace) -> int:
     else:
         work = output.with_suffix("")
         generated, captions = work / PAINTINGS, work / CAPTIONS
-        about |= _painted(args, reference, work)
+        about |= _painted(args, model, reference, work)
     about["generated"] = str(generated)
     found = pairing.pair(reference, generated)
     judges = {name: Scorer.from_pretrained(folder) for name, folder in folders.items()}
@@ -51,12 +67,18 @@ def run_unified(args: argparse.Namespace) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, json.dumps(record, indent=2) + "\n")
     write_whole(page, gallery.to_html(record, found, _captions(captions, found), args.cards))
-    print(table(record))
-    print(f"\n{output}\n{page}")
-    return 0 if record[unified.OWN]["all_pairs"] else 1
+    return record
 
 
 def run_prompts(args: argparse.Namespace) -> int:
+    """Paints a benchmark's prompts; prints how many paintings there are."""
+    tasks = paintings(args, loader(args))
+    count = sum(task.copies for task in tasks)
+    print(f"{args.output}: {count} paintings in {len(tasks)} files, as its scorer takes them")
+    return 0
+
+
+def paintings(args: argparse.Namespace, model: Loader) -> list[Task]:
     """Paints the prompts of a benchmark into the folder that its official scorer takes, and checks that folder."""
     layout, prompts, output = LAYOUTS[args.benchmark], Path(args.prompts).expanduser(), Path(args.output).expanduser()
     tasks, settings = layout.tasks(prompts), paint_settings(args)
@@ -68,7 +90,6 @@ def run_prompts(args: argparse.Namespace) -> int:
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(output.name + ".settings.json")  # not in it: scorers take whatever is there for paintings
     same_settings(beside, made_with, f"{output} has {len(there)} files painted", fresh=not there)
-    model = functools.cache(functools.partial(load, args, scorers={}))
     if args.rewrite:
         tasks = rewrite(model, tasks, output.with_name(output.name + ".rewritten.jsonl"), args.seed)
     layout.prepare(prompts, output)
@@ -77,17 +98,12 @@ def run_prompts(args: argparse.Namespace) -> int:
     if faults := layout.check(prompts, output):
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise ValueError(f"{output} is not as its scorer wants it: {'; '.join(faults[:5])}{more}")
-    print(f"{output}: {sum(task.copies for task in tasks)} paintings in {len(tasks)} files, as its scorer takes them")
-    return 0
+    return tasks
 
 
 def run_vqa(args: argparse.Namespace) -> int:
-    """Asks all questions that have no answer yet, judges the answers, prints the accuracy."""
-    file, output = Path(args.questions).expanduser(), Path(args.output).expanduser()
-    asked = questions.read(file)
-    said = _ask(args, [Item(question.image, question.asked) for question in asked], output)
-    found = questions.summary(asked, said)
-    write_whole(output.with_suffix(".summary.json"), json.dumps(found, indent=2) + "\n")
+    """Asks questions about images; prints the accuracy."""
+    found = answers(args, loader(args))
     if args.json:
         print(json.dumps(found))
     else:
@@ -99,6 +115,16 @@ def run_vqa(args: argparse.Namespace) -> int:
     return 1 if found["unanswered"] else 0
 
 
+def answers(args: argparse.Namespace, model: Loader) -> dict[str, Any]:
+    """Asks all questions that have no answer yet; returns, and keeps, `questions.summary`."""
+    file, output = Path(args.questions).expanduser(), Path(args.output).expanduser()
+    asked = questions.read(file)
+    said = _ask(args, model, [Item(question.image, question.asked) for question in asked], output)
+    found = questions.summary(asked, said)
+    write_whole(output.with_suffix(".summary.json"), json.dumps(found, indent=2) + "\n")
+    return found
+
+
 def run_judge(args: argparse.Namespace) -> int:
     """Judges a folder of DPG-Bench or GenEval by asking the encoder."""
     file, images, output = (Path(path).expanduser() for path in (args.questions, args.images, args.output))
@@ -106,7 +132,7 @@ def run_judge(args: argparse.Namespace) -> int:
     items = [Item(p.file, check.asked, p.quarter) for p in pictures.found for check in pictures.checks[p.key]]
     if not items:
         raise ValueError(f"{images} has no picture of {file}; wanted what `uae bench {args.benchmark}` paints")
-    told, said, number = _ask(args, items, output), {}, 0
+    told, said, number = _ask(args, loader(args), items, output), {}, 0
     for picture in pictures.found:
         count = len(pictures.checks[picture.key])
         if all(number + i in told for i in range(count)):
@@ -124,12 +150,12 @@ def run_judge(args: argparse.Namespace) -> int:
     return 1 if found["missing"] else 0
 
 
-def _ask(args: argparse.Namespace, items: list[Item], output: Path) -> dict[int, str]:
+def _ask(args: argparse.Namespace, model: Loader, items: list[Item], output: Path) -> dict[int, str]:
     settings = caption_settings(args)
     made_with = {"questions": str(Path(args.questions).expanduser().resolve()), "model": args.model}
     made_with |= {"dtype": args.dtype, "seed": args.seed, "writing": plain.to_plain(settings)}
     made_with |= {"images": str(Path(args.images).expanduser().resolve())} if "images" in args else {}
-    return ask(functools.partial(load, args, scorers={}), items, output, settings, args.seed, made_with)
+    return ask(model, items, output, settings, args.seed, made_with)
 
 
 def run_compare(args: argparse.Namespace) -> int:
@@ -177,13 +203,12 @@ def table(record: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _painted(args: argparse.Namespace, reference: Path, work: Path) -> dict[str, Any]:
+def _painted(args: argparse.Namespace, model: Loader, reference: Path, work: Path) -> dict[str, Any]:
     """Captions and paints into the work folder; returns what that was done with."""
     how = How(caption_settings(args), paint_settings(args), args.interface, args.seed)
     about = {"model": args.model, "dtype": args.dtype}
-    loader = functools.partial(load, args, scorers={})
     with tqdm.tqdm(total=len(pairing.images_in(reference)), desc="painting", unit=" image", file=sys.stderr) as bar:
-        repaint(loader, reference, work, how, about, bar.update)
+        repaint(model, reference, work, how, about, bar.update)
     return {**about, **plain.to_plain(how)}
 
 

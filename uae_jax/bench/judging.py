@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from uae_jax.bench.grids import COPIES
 from uae_jax.bench.intervals import mean_interval
-from uae_jax.bench.layouts import COPIES, read_lines
+from uae_jax.bench.layouts import read_lines
 
 YES_OR_NO = "Answer yes or no."
 Answers = Sequence[Sequence[bool]]  # for each painting of a prompt, to each of its questions

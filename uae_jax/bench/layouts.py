@@ -15,9 +15,8 @@ from typing import Any
 
 from PIL import Image
 
+from uae_jax.bench.grids import COPIES
 from uae_jax.data.images import ImageError, open_image
-
-COPIES = 4  # paintings of a prompt, of GenEval and DPG-Bench
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +47,6 @@ class Layout:
     tasks: Callable[[Path], list[Task]]
     prepare: Callable[[Path, Path], None]
     check: Callable[[Path, Path], list[str]]
-
-
-def grid(images: list[Image.Image]) -> Image.Image:
-    """One image as it is; four as DPG-Bench cuts them again: top left, top right, bottom left, bottom right."""
-    if len(images) == 1:
-        return images[0]
-    width, height = images[0].size
-    whole = Image.new("RGB", (2 * width, 2 * height))
-    for number, image in enumerate(images):
-        whole.paste(image, (number % 2 * width, number // 2 * height))
-    return whole
 
 
 def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:

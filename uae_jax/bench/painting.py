@@ -8,7 +8,8 @@ from pathlib import Path
 
 import tqdm
 
-from uae_jax.bench.layouts import Task, grid
+from uae_jax.bench.grids import grid
+from uae_jax.bench.layouts import Task
 from uae_jax.commands import save
 from uae_jax.data.caption_files import write_whole
 from uae_jax.engine import PaintSettings

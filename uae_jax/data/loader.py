@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from uae_jax.data.config import DataConfig
-from uae_jax.data.order import Order
+from uae_jax.data.order import Dealt, Order
 from uae_jax.data.reading import Read, Reader, read_in_order
 from uae_jax.data.records import Sample, Source
 from uae_jax.data.sources import open_source
@@ -31,9 +31,15 @@ class SampleBatch:
 class Loader(Iterator[SampleBatch]):
     """Records of several sources -> batches of samples.
 
-    Reads this process's share of the stream in order, skips and counts what is bad, and sorts samples by the shape of
+    Reads this process's rows of each batch in order, skips and counts what is bad, and sorts samples by the shape of
     their images until one shape has a batch. A batch and all that follow depend on the settings and on `state` only,
     not on the number of worker processes. Close it, or use it in a `with`, to end those.
+
+    Attributes:
+      batch_size: samples of all processes together.
+      rows: which of each batch's rows come from here.
+      records: of all sources.
+      tally: what has come of those that were read here.
     """
 
     def __init__(
@@ -42,8 +48,7 @@ class Loader(Iterator[SampleBatch]):
         batch_size: int,
         seed: int,
         *,
-        process_index: int = 0,
-        process_count: int = 1,
+        rows: Sequence[int] | None = None,
         epochs: int | None = None,
         keep_rest: bool = False,
         sources: Sequence[Source] | None = None,
@@ -54,8 +59,8 @@ class Loader(Iterator[SampleBatch]):
           config: which data, and what becomes of it.
           batch_size: samples of all processes together.
           seed: of the order, of which caption is drawn, and of random crops.
-          process_index: this process's number.
-          process_count: each process reads every process_count-th record.
+          rows: which of each batch's rows this process reads, rising; None for all. What the rows of a batch are does
+            not depend on how many processes read them, as long as no record is bad.
           epochs: times through the data; None never ends. See `Order`.
           keep_rest: whether what does not fill a batch at the end comes as smaller batches; else it is dropped.
           sources: already opened, one for each of `config.sources`.
@@ -63,10 +68,9 @@ class Loader(Iterator[SampleBatch]):
         Raises:
           ValueError: if settings do not go together, or a source is empty.
         """
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process_index is {process_index}, wanted 0 to {process_count - 1}")
-        if batch_size < 1 or batch_size % process_count:
-            raise ValueError(f"batch_size is {batch_size}, wanted a multiple of the {process_count} processes")
+        rows = list(range(batch_size) if rows is None else map(int, rows))
+        if not rows or rows != sorted(set(rows)) or rows[0] < 0 or rows[-1] >= batch_size:
+            raise ValueError(f"rows are {rows}, wanted some of 0 to {batch_size - 1}, rising")
         if config.workers < 0 or config.buffer < 1:
             raise ValueError(f"workers is {config.workers} and buffer {config.buffer}, wanted at least 0 and 1")
         sources = open_sources(config) if sources is None else list(sources)
@@ -75,16 +79,15 @@ class Loader(Iterator[SampleBatch]):
         weights = [source.weight for source in config.sources] or [1.0] * len(sources)
         order = Order([len(source) for source in sources], weights, seed, shuffle=config.shuffle, epochs=epochs)
         self._reader = Reader(config, sources, order, seed)
-        if len(self._reader.shapes) > 1 and process_count > 1:
+        if len(self._reader.shapes) > 1 and len(rows) < batch_size:
             raise ValueError(
-                f"{len(self._reader.shapes)} shapes of images on {process_count} processes: they would not agree on "
-                f"the next batch's shape; give a single one in aspects"
+                f"{len(self._reader.shapes)} shapes of images on several processes: they would not agree on the next "
+                f"batch's shape; give a single one in aspects"
             )
         self.config = config
         self.records = sum(order.settings["sizes"])
         self.tally = Tally()
-        self._rows = batch_size // process_count
-        self._process_index, self._process_count = process_index, process_count
+        self.rows, self.batch_size = rows, batch_size
         self._keep_rest = keep_rest
         self._closed = False
         self._reads: Generator[Read] | None = None
@@ -115,7 +118,7 @@ class Loader(Iterator[SampleBatch]):
             self.tally.use(read.id, read.conversions)
             pending = self._pending[read.bucket]
             pending.append(read)
-            if len(pending) == self._rows:
+            if len(pending) == len(self.rows):
                 return self._batch(read.bucket)
         self._reads.close()
         raise StopIteration
@@ -145,37 +148,48 @@ class Loader(Iterator[SampleBatch]):
     def get_state(self) -> dict[str, Any]:
         """Where the loader stands: numbers and counts, no images. JSON-able."""
         return {
-            "order": {**self._reader.order.settings, "processes": self._process_count},
+            "order": self._reader.order.settings,
+            "rows": None if len(self.rows) == self.batch_size else self.rows,
             "consumed": self._consumed,
             "pending": [read.position for reads in self._pending for read in reads],
             "tally": self.tally.to_json(),
         }
 
-    def set_state(self, state: Mapping[str, Any]) -> None:
+    def set_state(self, *states: Mapping[str, Any]) -> None:
         """Goes on after the batch whose state this is, as if nothing had happened in between.
 
-        What had been read but not been given out is read again. With another number of processes the stream goes on
-        where the old ones were, exactly so if no record of the current stretch was bad.
+        What had been read but not been given out is read again. Where batches were dealt to processes in another way,
+        all go on with the first batch of which no process has read anything, which is the next one if no record was
+        bad.
+
+        Args:
+          *states: of all processes' loaders, in any order; one is enough where there was one.
 
         Raises:
           ValueError: if the state belongs to other data, or another order of it.
         """
-        settings = {**self._reader.order.settings, "processes": self._process_count}
-        changed = [key for key in settings if key != "processes" and state["order"].get(key) != settings[key]]
+        settings = self._reader.order.settings
+        changed = [key for key in settings if any(state["order"].get(key) != settings[key] for state in states)]
         if changed:
             got = ", ".join(f"{key} {settings[key]}" for key in changed)
-            wanted = ", ".join(f"{key} {state['order'].get(key)}" for key in changed)
+            wanted = ", ".join(f"{key} {states[0]['order'].get(key)}" for key in changed)
             raise ValueError(
                 f"the data has {got}, wanted {wanted} as when the run stopped; put the data and its settings back, or "
                 f"start a new run"
             )
-        then = state["order"]["processes"]
-        if then == self._process_count:
-            self._go_to(state["consumed"], state["pending"])
-        else:
-            log.warning("the run had %d processes and now has %d: records are dealt anew", then, self._process_count)
-            self._go_to(-(-state["consumed"] * then // self._process_count))
-        self.tally = Tally.from_json(state["tally"])
+        dealt = [state.get("rows") or list(range(self.batch_size)) for state in states]
+        own = next((state for state, rows in zip(states, dealt, strict=True) if rows == self.rows), None)
+        if own is not None:
+            self._go_to(own["consumed"], own["pending"])
+            self.tally = Tally.from_json(own["tally"])
+            return
+        log.warning("batches are split over processes in another way than before: records are dealt anew")
+        begun = max(-(-state["consumed"] // len(rows)) for state, rows in zip(states, dealt, strict=True))
+        self._go_to(begun * len(self.rows))
+        self.tally = Tally()
+        if 0 in self.rows:  # one of them counts on for all
+            for state in {tuple(rows): state for state, rows in zip(states, dealt, strict=True)}.values():
+                self.tally.merge(Tally.from_json(state["tally"]))
 
     def _go_to(self, consumed: int, pending: Sequence[int] = ()) -> None:
         """Makes `consumed` the number of records that this process has read, some of which wait for their batch."""
@@ -189,9 +203,8 @@ class Loader(Iterator[SampleBatch]):
                 log.warning("record could be read before, and now cannot: %s: %s", read.id, read.message)
             else:
                 self._pending[read.bucket].append(read)
-        first = consumed * self._process_count + self._process_index
-        positions = range(first, len(self._reader.order), self._process_count)
-        self._reads = read_in_order(self._reader, positions, self.config.workers, self.config.buffer)
+        dealt = Dealt(len(self._reader.order), self.rows, self.batch_size)
+        self._reads = read_in_order(self._reader, dealt, consumed, self.config.workers, self.config.buffer)
 
     def close(self) -> None:
         """Ends worker processes. May be called from another thread than the one that reads."""

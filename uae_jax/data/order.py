@@ -64,6 +64,29 @@ class Order:
         return self._stream[position]
 
 
+class Dealt(Sequence):
+    """The positions of a stream that one reader of some rows of each batch reads: its n-th is at index n."""
+
+    def __init__(self, length: int, rows: Sequence[int], batch_size: int):
+        """Deals a stream out.
+
+        Args:
+          length: of the stream.
+          rows: of each batch, rising.
+          batch_size: rows of all readers together.
+        """
+        self._rows, self._batch_size = tuple(rows), batch_size
+        whole, rest = divmod(length, batch_size)
+        self._length = min(whole * len(self._rows) + sum(row < rest for row in self._rows), sys.maxsize)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> int:
+        batch, place = divmod(index, len(self._rows))
+        return batch * self._batch_size + self._rows[place]
+
+
 class _Named:
     """Puts the source's number before an index."""
 

@@ -160,21 +160,23 @@ def _drawn(items: Sequence[Any], weights: Sequence[float], rng: np.random.Genera
     yield from (items[i] for i in left)
 
 
-def read_in_order(reader: Reader, positions: range, workers: int, buffer: int) -> Generator[Read]:
+def read_in_order(reader: Reader, positions: Sequence[int], first: int, workers: int, buffer: int) -> Generator[Read]:
     """Reads positions one after another; close the iterator to end its processes.
 
     Args:
       reader: of records.
       positions: to read, in this order, however many workers there are.
+      first: index of the first of `positions` that is read.
       workers: processes; 0 reads in this one, when the next is asked for.
       buffer: records that the processes together may be ahead.
     """
     if workers == 0:
-        yield from map(reader, positions)
+        for index in range(first, len(positions)):
+            yield reader(positions[index])
         return
     if not flags.FLAGS.is_parsed():  # grain's workers read flags that this program may not have
         flags.FLAGS.mark_as_parsed()
-    stream = grain.MapDataset.range(positions.start, positions.stop, positions.step).map(reader)
+    stream = grain.MapDataset.range(first, len(positions)).map(positions.__getitem__).map(reader)
     iterator = iter(
         stream.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)).mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=max(buffer // workers, 1)),

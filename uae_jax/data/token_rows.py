@@ -65,6 +65,13 @@ class RowBuilder:
         row = [*asked, *tokens[: self.max_tokens], *([] if cut else [self.end])]
         return Row(row, (len(asked), len(row)), cut)
 
+    def longest(self, question: str | None = None, image_tokens: int = 0) -> int:
+        """Tokens of the longest row that there can be: of `painted`, and, with a question, of `answer`."""
+        painted = len(self._frame) + self.max_tokens + 1
+        if question is None:
+            return painted
+        return max(painted, len(self.answer(question, "", image_tokens).tokens) + self.max_tokens)
+
     def painted(self, caption: str) -> Row:
         """The caption under the role `generate`, with the header of an answer behind it, as the decoder's text."""
         tokens = self.prompts.encode_user(caption, role="generate")

@@ -1,10 +1,11 @@
 """The device mesh: four named axes, every one of them always present."""
 
+import contextlib
 import math
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 
@@ -23,6 +24,24 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, 
       ValueError: if the sizes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
+    sizes = mesh_sizes(len(devices), data, fsdp, tensor, sequence)
+    if devices[0].platform == "tpu":  # neighbours on the mesh should be neighbours on the torus
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES)
+
+
+def abstract_mesh(count: int, **sizes: int) -> AbstractMesh:
+    """The mesh of so many devices that need not be there; other arguments as `make_mesh`."""
+    return AbstractMesh(tuple(mesh_sizes(count, **sizes).values()), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def use_mesh(mesh: Mesh | AbstractMesh) -> contextlib.AbstractContextManager:
+    """Makes a mesh the one that constraints are about, inside the `with` block."""
+    return jax.sharding.use_abstract_mesh(mesh) if isinstance(mesh, AbstractMesh) else jax.set_mesh(mesh)
+
+
+def mesh_sizes(count: int, data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1) -> dict[str, int]:
+    """The size of every axis, for `count` devices; arguments and errors as `make_mesh`."""
     sizes = dict(zip(AXES, (data, fsdp, tensor, sequence), strict=True))
     for name, size in sizes.items():
         if size < 1 and size != -1:
@@ -32,10 +51,8 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, 
         raise ValueError(f"mesh axes {', '.join(open_axes)} are all -1; only one can take the remaining devices")
     if open_axes:
         known = math.prod(size for size in sizes.values() if size != -1)
-        sizes[open_axes[0]] = len(devices) // known
-    if math.prod(sizes.values()) != len(devices):
+        sizes[open_axes[0]] = count // known
+    if math.prod(sizes.values()) != count:
         shown = " x ".join(f"{name} {size}" for name, size in sizes.items())
-        raise ValueError(f"mesh {shown} needs {math.prod(sizes.values())} devices, got {len(devices)}")
-    if devices[0].platform == "tpu":  # neighbours on the mesh should be neighbours on the torus
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
-    return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES)
+        raise ValueError(f"mesh {shown} needs {math.prod(sizes.values())} devices, got {count}")
+    return sizes

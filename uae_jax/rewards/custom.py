@@ -2,8 +2,9 @@
 
 Such a function takes (reference, reconstruction), f32[B, H, W, 3] in [0, 1] each, and returns f32[B] in [-1, 1]. It is
 compiled into the step, so it is written in `jax.numpy`. One that cannot be, since it calls another framework or a
-server, is marked `@on_host`: it is called with numpy arrays, once per batch, while the device waits, and what it
-returns is checked there: an exception, a wrong length or a value that is no number ends the run by its own name.
+server, is marked `@on_host`: it is called with numpy arrays, once per batch, while the device waits (of several
+processes, each calls it with the rows of each of its devices), and what it returns is checked there: an exception, a
+wrong length or a value that is no number ends the run by its own name.
 """
 
 import functools
@@ -12,6 +13,8 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+
+from uae_jax.parallel import sharding
 
 RewardFunction = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -32,11 +35,32 @@ def on_host(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> RewardF
 
     @functools.wraps(function)
     def traced(reference: jax.Array, reconstruction: jax.Array) -> jax.Array:
-        shape = jax.ShapeDtypeStruct(reference.shape[:1], np.float32)
-        stop = jax.lax.stop_gradient
-        return jax.pure_callback(checked, shape, stop(reference), stop(reconstruction))
+        reference, reconstruction = jax.lax.stop_gradient((reference, reconstruction))
+        if jax.process_count() > 1:
+            return _on_own_hosts(checked, reference, reconstruction)
+        return _called(checked, reference, reconstruction)
 
     return traced
+
+
+def _called(function: Callable, reference: jax.Array, reconstruction: jax.Array) -> jax.Array:
+    return jax.pure_callback(function, jax.ShapeDtypeStruct(reference.shape[:1], np.float32), reference, reconstruction)
+
+
+def _on_own_hosts(function: Callable, reference: jax.Array, reconstruction: jax.Array) -> jax.Array:
+    """Has every process call the function on its own rows: JAX would have one call it, and give the others zeros."""
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = sharding.partition_spec(reference.shape[:1], ("batch",), mesh)
+    others = tuple(name for name in mesh.axis_names if name not in (rows[0] or ()))
+
+    def once(reference: jax.Array, reconstruction: jax.Array) -> jax.Array:
+        """Devices that have the same rows take what one of them was told, as no two calls need agree."""
+        first = sum(jax.lax.axis_index(name) for name in others) == 0
+        nothing = jax.numpy.zeros(reference.shape[:1], np.float32)
+        value = jax.lax.cond(first, lambda: _called(function, reference, reconstruction), lambda: nothing)
+        return jax.lax.psum(value, others)
+
+    return jax.shard_map(once, in_specs=(rows, rows), out_specs=rows, check_vma=False)(reference, reconstruction)
 
 
 def find(path: str) -> RewardFunction:

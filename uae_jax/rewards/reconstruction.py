@@ -104,6 +104,15 @@ class Judges:
         functions = {p.name: custom.find(p.function) for p in parts if p.function}
         return cls(scorers, functions, {p.name: p.weight for p in parts})
 
+    def logical_axes(self, name: str, params: Any) -> Any:
+        """Logical axes of a scorer's parameters."""
+        return self._scorers[name].model.architecture.logical_axes.tree(params)
+
+    @property
+    def sizes(self) -> dict[str, tuple[Any, int]]:
+        """Name -> (config of the scorer, side of its input in pixels)."""
+        return {name: (each.model.config, each.preprocessing.side) for name, each in self._scorers.items()}
+
     @property
     def rewarded(self) -> tuple[str, ...]:
         """Names of the judges that count."""

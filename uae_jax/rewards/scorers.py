@@ -21,7 +21,7 @@ from PIL import Image
 from uae_jax.data.prompts import bucket
 from uae_jax.data.vision_inputs import CLIP_MEAN, CLIP_STD
 from uae_jax.models.runtime import Runtime
-from uae_jax.weights import checkpoint
+from uae_jax.weights import checkpoint, shapes_only
 from uae_jax.weights.architecture import Pretrained
 from uae_jax.weights.pretrained import load_pretrained
 
@@ -132,8 +132,10 @@ class Scorer:
         if default is CLIP_INPUT:
             side = getattr(model.config, "vision", model.config).image_size
             default = dataclasses.replace(CLIP_INPUT, shortest=side, side=side)
-        file = checkpoint.resolve(name_or_path) / "preprocessor_config.json"
-        stated = json.loads(file.read_text()) if file.is_file() else {}
+        stated = {}
+        if not (shapes_only.active() and not shapes_only.is_there(name_or_path, "model")):
+            file = checkpoint.resolve(name_or_path) / "preprocessor_config.json"
+            stated = json.loads(file.read_text()) if file.is_file() else {}
         return cls(model, preprocessing_from_json(stated, default))
 
     def features(self, params: Any, images: Array) -> Array:

@@ -98,7 +98,8 @@ class Stage(abc.ABC):
     def collate(self, samples: Sequence[Sample]) -> Tree:
         """Makes a batch on the host: a tree of arrays, the leading axis of each of which counts the samples.
 
-        Pads to a few shapes only. Runs in a thread beside the steps.
+        Pads to a few shapes only, and where there are several processes, each of which sees its own samples, to one.
+        Runs in a thread beside the steps.
         """
 
     @abc.abstractmethod
@@ -132,9 +133,13 @@ class Stage(abc.ABC):
     def pictures(
         self, params: Tree, state: Tree, frozen: Tree, batch: Tree, samples: Sequence[Sample]
     ) -> list[Picture]:
-        """What to look at after an evaluation, made of its first batch. Runs on the host, not jitted as a whole."""
+        """What to look at after an evaluation, made of its first batch. Runs on the host, not jitted as a whole.
+
+        Every process has all samples of the batch, and calls this; so do what it asks of devices alike on all of them,
+        and fetch by `global_arrays.to_host`.
+        """
         return []
 
     @abc.abstractmethod
     def save(self, params: Tree, state: Tree, frozen: Tree, folder: Path) -> None:
-        """Writes the stage's result as a model folder that others load."""
+        """Writes the stage's result as a model folder that others load. All processes call it; the first one writes."""

@@ -25,6 +25,7 @@ from uae_jax.data.prompts import CAPTION_QUESTION, Buckets
 from uae_jax.data.records import Sample
 from uae_jax.data.token_rows import RowBuilder
 from uae_jax.models.qwen2_5_vl.positions import ImagePatches
+from uae_jax.parallel import global_arrays
 from uae_jax.sampling import text
 from uae_jax.sampling.scoring import token_scores
 from uae_jax.sampling.tokens import token_sampling
@@ -115,7 +116,9 @@ class CaptionSFT(Stage):
                 self.rows.painted(sample.caption) if alone else self.rows.answer(self.question, sample.caption, merged)
             )
             grids.append(() if alone else (grid,))
-        packed = token_rows.pack(self.prompts, rows, grids, self.settings.token_bucket)
+        # All processes of a run must make one shape, and none sees the others' captions.
+        room = self.rows.longest(self.question, merged) if jax.process_count() > 1 else 0
+        packed = token_rows.pack(self.prompts, rows, grids, self.settings.token_bucket, room)
         plan = questions.planned(tuple(grids), config.vision)
         return {**packed, "images": pixels, **{name: getattr(plan, name) for name in PLAN}}
 
@@ -185,7 +188,7 @@ class CaptionSFT(Stage):
         with jax.set_mesh(self.mesh):
             keys = jax.random.split(jax.random.key(0), len(pixels))
             answers = self._write(params, frozen, placed, keys)
-        tokens, lengths = np.asarray(answers.tokens), np.asarray(answers.lengths)
+        tokens, lengths = global_arrays.to_host((answers.tokens, answers.lengths))
         return [self.prompts.decode(row[:length]) for row, length in zip(tokens, lengths, strict=True)]
 
     @functools.cached_property

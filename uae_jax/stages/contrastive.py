@@ -15,12 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from uae_jax.data.records import Sample
 from uae_jax.models import clip
-from uae_jax.parallel import sharding
+from uae_jax.parallel import global_arrays, sharding
 from uae_jax.stages import clip_text, images, models
 from uae_jax.stages.base import Aux, Parts, Picture, Stage
 from uae_jax.weights import checkpoint
@@ -151,7 +150,7 @@ class Contrastive(Stage):
         self, params: Tree, state: Tree, frozen: Tree, batch: Tree, samples: Sequence[Sample]
     ) -> list[Picture]:
         """Images with their own caption and the one that is nearest in the batch."""
-        logits = np.asarray(self._logits(params, batch))
+        logits = global_arrays.to_host(self._logits(params, batch))
         shown = samples[: min(self.settings.pictures, len(logits))]
         texts = []
         for row, sample in enumerate(shown):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uae_jax.data.records import Sample
+from uae_jax.parallel import global_arrays
 
 Array = jax.Array
 
@@ -33,7 +34,7 @@ def to_pm1(images_u8: Array) -> Array:
 
 def to_u8(images_pm1: Array) -> np.ndarray:
     """f32[..., 3] -> u8[..., 3] on the host; clipped to [-1, 1], rounded to nearest."""
-    pixels = np.clip((np.asarray(images_pm1, np.float32) + 1) * 127.5, 0, 255)
+    pixels = np.clip((np.asarray(global_arrays.to_host(images_pm1), np.float32) + 1) * 127.5, 0, 255)
     return np.round(pixels).astype(np.uint8)
 
 

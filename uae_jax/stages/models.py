@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from uae_jax.models.runtime import Runtime
-from uae_jax.weights import checkpoint
+from uae_jax.weights import checkpoint, shapes_only
 from uae_jax.weights.architecture import Architecture, Pretrained
 from uae_jax.weights.new import NEW, new_model
 from uae_jax.weights.pretrained import load_pretrained
@@ -65,7 +65,8 @@ def open_start(name: str, sizes: Sizes, seed: int, mesh: Mesh) -> Start:
     wanted = sorted({architecture.name for architecture, _ in sizes.values()})
     if model.architecture.name not in wanted:
         raise ValueError(f"{name}: holds a {model.architecture.name}, wanted one of {', '.join(wanted)}")
-    return Start(model, checkpoint.resolve(name))
+    there = not shapes_only.active() or shapes_only.is_there(name, "model")
+    return Start(model, checkpoint.resolve(name) if there else None)
 
 
 def runtime(dtype: str, remat: str = "none") -> Runtime:

@@ -36,19 +36,29 @@ def tokens_of(prompts: PromptBuilder, rows: RowBuilder, captions: Sequence[str],
       "tokens" i32[B, T], "valid" bool[B, T], "positions" i32[B, 3, T], "cut" bool[B], and "lengths" i32[B], how many
       positions the decoder sees, at least N.
     """
-    packed = token_rows.pack(prompts, [rows.painted(caption) for caption in captions], least=least, room=negative)
+    # All processes of a run must make one shape, and none sees the others' captions.
+    room = max(negative, rows.longest()) if jax.process_count() > 1 else negative
+    packed = token_rows.pack(prompts, [rows.painted(caption) for caption in captions], least=least, room=room)
     del packed["scored"]
     return {**packed, "lengths": np.maximum(packed["valid"].sum(axis=1), negative).astype(np.int32)}
 
 
-def states_of(contexts: Sequence[np.ndarray], least: int) -> dict:
+def states_of(contexts: Sequence[np.ndarray], least: int, longest: int) -> dict:
     """Packs hidden states that were computed beforehand, [length, D] each.
+
+    Args:
+      contexts: B of them.
+      least: the smallest T, see `token_rows.pack`.
+      longest: that there can be; of several processes each makes room for it, as none sees the others' texts.
 
     Returns:
       "context" [B, T, D] in their dtype, zero behind the end, and "lengths" i32[B].
     """
     lengths = np.array([len(context) for context in contexts], np.int32)
-    shape = (len(contexts), bucket(int(lengths.max()), least), contexts[0].shape[1])
+    several = jax.process_count() > 1
+    if several and lengths.max() > longest:
+        raise ValueError(f"a text has {lengths.max()} hidden states, wanted at most {longest}; raise max_tokens")
+    shape = (len(contexts), bucket(longest if several else int(lengths.max()), least), contexts[0].shape[1])
     packed = np.zeros(shape, contexts[0].dtype)
     for row, context in zip(packed, contexts, strict=True):
         row[: len(context)] = context

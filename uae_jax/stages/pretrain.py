@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from uae_jax import batching
 from uae_jax.data.records import Sample
 from uae_jax.models.autoencoder_kl import Posterior, normalise_latents
+from uae_jax.parallel import global_arrays
 from uae_jax.sampling import flow, painting
 from uae_jax.sampling.conditioning import Conditioning
 from uae_jax.sampling.flow import Schedule
@@ -82,7 +83,8 @@ class Pretrain(Stage):
             self._demand_arrays(samples, CONTEXT)
             captions = [sample.caption for sample in samples]
             return painted_text.tokens_of(self.prompts, self.uae.rows, captions, self.uae.negative_length, least)
-        packed = painted_text.states_of(contexts, least)
+        longest = max(self.uae.rows.longest(), self.uae.negative_length)
+        packed = painted_text.states_of(contexts, least, longest)
         if packed["lengths"].min() < self.uae.negative_length:
             short = samples[int(packed["lengths"].argmin())]
             raise ValueError(
@@ -191,7 +193,7 @@ class Pretrain(Stage):
             schedule = self.uae.schedule(self.settings.paint_steps)
             keys = jax.random.split(jax.random.key(0), len(shown))
             painted, originals = self._paint(params, frozen, placed, schedule, keys)
-        painted, originals = np.asarray(painted), np.asarray(originals)
+        painted, originals = global_arrays.to_host((painted, originals))
         originals = [known if s.image is None else s.image for known, s in zip(originals, shown, strict=True)]
         rows = [list(row) for row in zip(originals, painted, strict=True)]
         return [Picture("paintings", ("original", "painted"), rows, [sample.caption or "" for sample in shown])]

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 from uae_jax.data.records import Sample
 from uae_jax.models.dinov2 import DINOv2Config
 from uae_jax.models.dinov3 import DINOv3Config
-from uae_jax.parallel import sharding
+from uae_jax.parallel import global_arrays, sharding
 from uae_jax.stages import distillation, images, models
 from uae_jax.stages.base import Aux, Parts, Picture, Stage
 from uae_jax.stages.crops import Augmentation, views
@@ -126,7 +126,7 @@ class SelfDistillation(Stage):
         params = {"backbone": backbone} | self._new_heads(mesh)
         axes = {name: distillation.HEAD_AXES.tree(head) for name, head in params.items() if name != "backbone"}
         axes["backbone"] = self.model.architecture.logical_axes.tree(backbone)
-        placed = jax.tree.map(lambda leaf: leaf.sharding, params)
+        placed = sharding.shardings(params, axes, mesh)
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=placed)
         centre = jnp.zeros(self.settings.head.prototypes)
         state = {"teacher": copy(params), "centre": centre, "patch_centre": jnp.zeros_like(centre)}
@@ -195,11 +195,11 @@ class SelfDistillation(Stage):
         self, params: Tree, state: Tree, frozen: Tree, batch: Tree, samples: Sequence[Sample]
     ) -> list[Picture]:
         """Images, two of their crops, and the image that the teacher finds most like each."""
-        cosine, large, small = self._seen(state["teacher"]["backbone"], batch["images"])
-        cosine = np.array(cosine)
+        seen = self._seen(state["teacher"]["backbone"], batch["images"])
+        cosine, large, small = (np.array(x) for x in global_arrays.to_host(seen))
         np.fill_diagonal(cosine, -np.inf)
         nearest = cosine.argmax(1)
-        large, small = (np.round(np.asarray(x) * 255).astype(np.uint8) for x in (large, small))
+        large, small = (np.round(x * 255).astype(np.uint8) for x in (large, small))
         shown = samples[: min(self.settings.pictures, len(nearest))]
         rows = [(x.image, large[i], small[i], samples[int(nearest[i])].image) for i, x in enumerate(shown)]
         texts = [f"{x.id}: cosine {cosine[i, nearest[i]]:.3f}" for i, x in enumerate(shown)]

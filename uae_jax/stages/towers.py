@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from uae_jax.models import lora
 from uae_jax.models.lora import LoRAConfig
 from uae_jax.models.runtime import Runtime
-from uae_jax.parallel import sharding
+from uae_jax.parallel import global_arrays, sharding
 from uae_jax.weights import peft
 from uae_jax.weights.architecture import Architecture, Pretrained
 from uae_jax.weights.uae import Adapter
@@ -226,7 +226,7 @@ def _matches(patterns: Sequence[str], path: str) -> bool:
 
 
 def _placed(tree: Tree, axes: Tree, mesh: Mesh | None) -> Tree:
-    return tree if mesh is None else jax.device_put(tree, sharding.shardings(tree, axes, mesh))
+    return tree if mesh is None else jax.tree.map(global_arrays.put, tree, sharding.shardings(tree, axes, mesh))
 
 
 def _joined(one: Tree, other: Tree) -> Tree:

@@ -19,6 +19,7 @@ from uae_jax.engine import NEGATIVE_PROMPT
 from uae_jax.models import sd3
 from uae_jax.models.autoencoder_kl import normalise_latents
 from uae_jax.models.runtime import Runtime
+from uae_jax.parallel.mesh import use_mesh
 from uae_jax.sampling import flow, painting
 from uae_jax.sampling.conditioning import Conditioning
 from uae_jax.sampling.flow import Schedule
@@ -124,7 +125,7 @@ class UAETowers:
         if loop.reader_changes:
             frozen["negative_tokens"] = loop._negative_tokens
         else:  # constant, so it is read once
-            with jax.set_mesh(mesh):
+            with use_mesh(mesh):
                 read = jax.jit(loop.read)({}, frozen, loop._negative_tokens)
             frozen["negative"] = read[0].astype(jnp.float32)
         whole = NamedSharding(mesh, PartitionSpec())

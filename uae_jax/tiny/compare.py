@@ -21,9 +21,10 @@ from uae_jax.pipeline import UAE
 from uae_jax.rewards.reconstruction import DEFAULT_PARTS, scorer_folder
 from uae_jax.tiny import figures
 from uae_jax.tiny.assemble import model_folder
-from uae_jax.tiny.figures import Scenes
+from uae_jax.tiny.figures import Look, Scenes
 
 DRAWS = 10_000
+_AT_ONCE = 1000  # draws that are held
 Ratios = dict[str, np.ndarray]  # figure -> f64[N, 2], see `scene_scores.pooled`
 
 
@@ -47,12 +48,12 @@ def main(arguments: list[str] | None = None) -> None:
     print(table(found))
 
 
-def measure(run: str, scenes: Scenes) -> Ratios:
-    """Sends scenes through the loop of one run's model."""
+def measure(run: str, scenes: Scenes, look: Look = Look()) -> Ratios:
+    """Sends scenes through the loop of one run's model, judged by the scorers that come with the package."""
     model = model_folder(Path(run)) if Path(run).is_dir() else run
     uae = UAE.from_pretrained(model, scorers={part.name: scorer_folder(part) for part in DEFAULT_PARTS})
     with tqdm.tqdm(total=len(scenes.images), desc=run, unit=" image", file=sys.stderr) as bar:
-        return figures.loop_by_scene(uae, scenes, bar.update)[0]
+        return figures.loop_by_scene(uae, scenes, bar.update, look)[0]
 
 
 def compare(treated: Sequence[Ratios], control: Sequence[Ratios], draws: int = DRAWS, seed: int = 0) -> dict[str, dict]:
@@ -69,28 +70,38 @@ def compare(treated: Sequence[Ratios], control: Sequence[Ratios], draws: int = D
       figure -> "treated", "control", "difference", "low" and "high", the 2.5th and 97.5th percentile of the difference,
       and "by_seed", a list.
     """
-    found = {}
-    for name in treated[0]:
-        rng = np.random.default_rng(seed)  # the same draws for every figure
-        both = np.stack([[ratios[name] for ratios in models] for models in (treated, control)])  # [2, S, N, 2]
-        _, seeds, scenes, _ = both.shape
-        drawn = np.empty(draws)
-        for i in range(draws):
-            weights = np.bincount(rng.integers(0, scenes, scenes), minlength=scenes)
-            some = both[:, rng.integers(0, seeds, seeds)]
-            drawn[i] = np.subtract(*_rates(np.einsum("asnr,n->asr", some, weights)).mean(axis=1))
-        by_seed = _rates(both.sum(axis=2))
-        means = by_seed.mean(axis=1)
-        low, high = np.percentile(drawn, [2.5, 97.5])
-        found[name] = {
-            "treated": float(means[0]),
-            "control": float(means[1]),
-            "difference": float(means[0] - means[1]),
-            "low": float(low),
-            "high": float(high),
-            "by_seed": [float(x) for x in by_seed[0] - by_seed[1]],
+    names = list(treated[0])
+    both = np.array([[[ratios[name] for name in names] for ratios in models] for models in (treated, control)])
+    _, seeds, _, scenes, _ = both.shape  # [2, S, F, N, 2]
+    rng = np.random.default_rng(seed)
+    drawn = np.empty((draws, len(names)))
+    for first in range(0, draws, _AT_ONCE):  # the same draws for every figure
+        some = slice(first, min(first + _AT_ONCE, draws))
+        weights, chosen = _resampled(rng, some.stop - first, scenes, seeds)
+        sums = np.tensordot(weights, both, axes=(1, 3))  # [D, 2, S, F, 2]
+        rates = np.take_along_axis(_rates(sums), chosen[:, None, :, None], axis=2).mean(axis=2)
+        drawn[some] = np.round(rates[:, 0] - rates[:, 1], 12)  # the last digits of a sum are no difference
+    by_seed = _rates(both.sum(axis=3))  # [2, S, F]
+    means = by_seed.mean(axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    return {
+        name: {
+            "treated": float(means[0, i]),
+            "control": float(means[1, i]),
+            "difference": float((by_seed[0, :, i] - by_seed[1, :, i]).mean()),
+            "low": float(low[i]),
+            "high": float(high[i]),
+            "by_seed": [float(x) for x in by_seed[0, :, i] - by_seed[1, :, i]],
         }
-    return found
+        for i, name in enumerate(names)
+    }
+
+
+def _resampled(rng: np.random.Generator, draws: int, scenes: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
+    """How often each scene is drawn, f64[D, N], and which seeds are, i64[D, S]."""
+    drawn = rng.integers(0, scenes, (draws, scenes)) + scenes * np.arange(draws)[:, None]
+    weights = np.bincount(drawn.ravel(), minlength=draws * scenes).reshape(draws, scenes)
+    return weights.astype(np.float64), rng.integers(0, seeds, (draws, seeds))
 
 
 def _rates(sums: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ Every function takes `Scenes` and returns name -> number. Letters: N scenes, G o
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from PIL import Image
 from uae_jax.data import scenes as world
 from uae_jax.data.scenes import Scene, SceneConfig, SceneObject, scene_rng
 from uae_jax.data.scenes.graph import COLOURS, FILLS, SHAPES, SIDE_PX
+from uae_jax.defaults import given
 from uae_jax.pipeline import UAE, Reconstruction
 from uae_jax.rewards import reconstruction as reconstruction_reward
 from uae_jax.rewards.scorers import Scorer
@@ -168,10 +170,29 @@ def loop(uae: UAE, scenes: Scenes, progress: Progress) -> tuple[dict[str, float]
     return scene_scores.pooled(ratios), done
 
 
-def loop_by_scene(uae: UAE, scenes: Scenes, progress: Progress) -> tuple[dict[str, np.ndarray], list[Reconstruction]]:
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How the loop is gone through when it is measured; what is None is as the model has it.
+
+    Attributes:
+      interface: "text" passes the caption alone to the decoder, "answer_hidden" the encoder's states.
+      conditioning: captions are read with the encoder's adapter, "current", or without, "base".
+      max_new_tokens: at which captions are cut off.
+    """
+
+    interface: Literal["text", "answer_hidden"] = "text"
+    conditioning: Literal["current", "base"] | None = None
+    max_new_tokens: int | None = None
+
+
+def loop_by_scene(
+    uae: UAE, scenes: Scenes, progress: Progress, look: Look = Look()
+) -> tuple[dict[str, np.ndarray], list[Reconstruction]]:
     """`loop`, of each scene by itself: f64[N, 2] each, see `scene_scores.pooled`."""
     done: list[Reconstruction | None] = [None] * len(scenes.images)
-    for place, result in uae.iter_reconstructions(list(scenes.images)):
+    writing = given(uae.defaults.caption, max_new_tokens=look.max_new_tokens)
+    painting = given(uae.defaults.paint, conditioning=look.conditioning)
+    for place, result in uae.iter_reconstructions(list(scenes.images), writing, painting, interface=look.interface):
         done[place] = result
         progress(1)
     scores = {name: np.array([result.scores[name] for result in done]) for name in uae.scorers}

@@ -8,6 +8,7 @@ from pathlib import Path
 import tqdm
 
 from uae_jax.data.sources import open_source
+from uae_jax.parallel import processes
 from uae_jax.stages import precompute
 from uae_jax.stages.precompute import EncodeSettings
 from uae_jax.training import configure, loop
@@ -15,12 +16,15 @@ from uae_jax.training import configure, loop
 
 def train(args: argparse.Namespace) -> int:
     """Runs the config's stages; prints the folder of each result."""
-    experiments = configure.load_config(args.config, args.overrides)
     if args.print_config:
+        experiments = configure.load_config(args.config, args.overrides)
         print(json.dumps({name: configure.to_json(experiment) for name, experiment in experiments}, indent=2))
         return 0
-    for folder in loop.train_stages(experiments, Path(args.workdir), quiet=args.quiet):
-        print(folder)
+    with processes.together():  # first of all, as a config may use JAX
+        experiments = configure.load_config(args.config, args.overrides)
+        folders = loop.train_stages(experiments, Path(args.workdir), quiet=args.quiet)
+        if processes.is_main():
+            print(*folders, sep="\n")
     return 0
 
 

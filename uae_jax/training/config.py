@@ -8,7 +8,14 @@ from uae_jax.data.config import DataConfig
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh's axes, see `uae_jax.parallel.mesh.make_mesh`; one of them may be -1, "the rest"."""
+    """Sizes of the mesh's axes, see `uae_jax.parallel.mesh.make_mesh`; one of them may be -1, "the rest".
+
+    Attributes:
+      data: copies of the parameters, each with its own part of the batch.
+      fsdp: parts that parameters are split into over their widths; the batch is split over it, too.
+      tensor: parts of heads and hidden widths.
+      sequence: parts of the token axis.
+    """
 
     data: int = -1
     fsdp: int = 1

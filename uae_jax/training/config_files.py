@@ -42,6 +42,18 @@ def read(file: str) -> dict[str, Any]:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def constants(file: str) -> dict[str, Any]:
+    """What a file says of itself in capitals, `NAME = value`, and its docstring under "__doc__", as plain values.
+
+    Raises:
+      ConfigError: if there is no such file, or it cannot be run.
+    """
+    path, _ = _split(file)
+    with _importable(path.parent):
+        named = vars(_run(path))
+        return {name: plain.to_plain(value) for name, value in named.items() if name.isupper() or name == "__doc__"}
+
+
 def _split(file: str) -> tuple[Path, str | None]:
     path, arg = re.fullmatch(r"(.*?\.py|[^:]*)(?::(.*))?", file, re.DOTALL).groups()
     path = Path(path).expanduser()

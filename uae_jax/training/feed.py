@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from uae_jax.data.loader import Loader
 from uae_jax.data.records import Sample
-from uae_jax.parallel import sharding
+from uae_jax.parallel import global_arrays
 
 Tree = Any
 
@@ -25,12 +25,14 @@ class Fed:
     Attributes:
       batch: what the stage's `collate` made, on the mesh, rows split over its batch axes.
       ids: of this process's samples, row by row.
+      rows: which of the batch's rows those are.
       state: the loader's after this batch.
       samples: this process's, where they are kept.
     """
 
     batch: Tree
     ids: list[str]
+    rows: Sequence[int]
     state: dict[str, Any]
     samples: list[Sample] = dataclasses.field(default_factory=list)
 
@@ -108,43 +110,39 @@ class Feed(Iterator[Fed]):
             self._ready.get_nowait()
 
     def _run(self) -> None:
+        rows = self._loader.rows
         try:
             for batch in self._loader:
-                placed = place_batch(self._collate(batch.samples), len(batch.samples), self._mesh)
+                placed = place_batch(self._collate(batch.samples), rows, self._loader.batch_size, self._mesh)
                 ids = [sample.id for sample in batch.samples]
                 if self._stopping.is_set():
                     return
-                self._ready.put(Fed(placed, ids, batch.state, batch.samples if self._keep_samples else []))
+                self._ready.put(Fed(placed, ids, rows, batch.state, batch.samples if self._keep_samples else []))
             self._ready.put(StopIteration())
         except BaseException as error:
             self._ready.put(error)
 
 
-def place_batch(batch: Tree, rows: int, mesh: Mesh) -> Tree:
+def place_batch(batch: Tree, rows: Sequence[int], count: int, mesh: Mesh) -> Tree:
     """Puts a batch on the mesh, rows split over the axes of "batch".
 
     Args:
-      batch: tree of host arrays [rows, ...], this process's part.
-      rows: of this process; all processes have as many.
+      batch: tree of host arrays [len(rows), ...], this process's part.
+      rows: which of the whole batch's rows those are.
+      count: rows of the whole batch.
       mesh: of all processes.
 
     Returns:
-      The tree, of global arrays [rows x processes, ...].
+      The tree, of global arrays [count, ...].
 
     Raises:
       ValueError: if an array has another number of rows.
     """
-    processes = jax.process_count()
 
     def place(path: Any, leaf: Any) -> jax.Array:
         leaf = np.asarray(leaf)
-        if leaf.ndim < 1 or leaf.shape[0] != rows:
-            raise ValueError(f"batch{jax.tree_util.keystr(path)} has shape {leaf.shape}, wanted {rows} rows first")
-        shape = (rows * processes, *leaf.shape[1:])
-        spec = sharding.partition_spec(shape, ["batch", *[None] * (leaf.ndim - 1)], mesh)
-        placed = NamedSharding(mesh, spec)
-        if processes == 1:
-            return jax.device_put(leaf, placed)
-        return jax.make_array_from_process_local_data(placed, leaf, shape)
+        if leaf.ndim < 1 or leaf.shape[0] != len(rows):
+            raise ValueError(f"batch{jax.tree_util.keystr(path)} has shape {leaf.shape}, wanted {len(rows)} rows first")
+        return global_arrays.put_rows(leaf, rows, count, mesh)
 
     return jax.tree_util.tree_map_with_path(place, batch)

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from jax.sharding import Mesh
 
 from uae_jax.data.loader import Loader
 from uae_jax.errors import RunError
+from uae_jax.parallel import global_arrays, processes
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.stages import registry
 from uae_jax.stages.base import Parts, Stage
@@ -28,7 +30,7 @@ from uae_jax.training import configure, pictures
 from uae_jax.training.checkpoints import CheckpointStore
 from uae_jax.training.config import Experiment
 from uae_jax.training.feed import Fed, Feed
-from uae_jax.training.metrics import Averages, MetricsWriter, local_rows
+from uae_jax.training.metrics import Averages, MetricsWriter, Reading
 from uae_jax.training.nonfinite import BadSteps
 from uae_jax.training.optimisers import make_optimiser, schedule
 from uae_jax.training.preemption import Preemption
@@ -64,11 +66,17 @@ def train_stages(experiments: Sequence[tuple[str, Experiment]], workdir: Path, *
       Stopped: on SIGTERM, after saving.
     """
     results: dict[str, Path] = {}
-    for number, (name, experiment) in enumerate(experiments):
+    for (name, experiment), folder in zip(experiments, stage_folders(experiments, workdir), strict=True):
         settings = _with_results(experiment.settings, results, name)
-        folder = workdir if len(experiments) == 1 else workdir / f"{number + 1}_{name}"
         results[name] = train(dataclasses.replace(experiment, settings=settings), folder, name=name, quiet=quiet)
     return list(results.values())
+
+
+def stage_folders(experiments: Sequence[tuple[str, Experiment]], workdir: Path) -> list[Path]:
+    """Where each stage works."""
+    if len(experiments) == 1:
+        return [workdir]
+    return [workdir / f"{number}_{name}" for number, (name, _) in enumerate(experiments, start=1)]
 
 
 def _with_results(settings: Any, results: dict[str, Path], name: str) -> Any:
@@ -117,16 +125,23 @@ def remember(experiment: Experiment, workdir: Path) -> None:
       ValueError: if the folder belongs to a run with other settings; names them.
     """
     file = workdir / "config.json"
+    # One process looks and writes; the others wait for it, as they might read what it is just writing.
+    if processes.is_main():
+        _remember(experiment, file)
+    processes.from_main(None)
+
+
+def _remember(experiment: Experiment, file: Path) -> None:
     if file.exists():
         changed = configure.differences(json.loads(file.read_text()), configure.to_json(experiment))
         bound = [line for line in changed if not line.split(":")[0].startswith(_FREE)]
         if bound:
             raise ValueError(
-                f"{workdir}: belongs to a run with other settings; take another --workdir, or undo: {'; '.join(bound)}"
+                f"{file.parent}: belongs to a run with other settings; take another --workdir, or undo: "
+                f"{'; '.join(bound)}"
             )
-    workdir.mkdir(parents=True, exist_ok=True)
-    if jax.process_index() == 0:
-        file.write_text(json.dumps(configure.to_json(experiment), indent=2) + "\n")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(configure.to_json(experiment), indent=2) + "\n")
 
 
 # What only says how long to go on, on what, and how often to look: it may change between two starts.
@@ -155,8 +170,11 @@ class Run:
             self.state, record = self._start(parts)
             self.rate = schedule(experiment.optimiser, self.updates)
             self.bad = BadSteps.from_json(record.get("bad_steps"), experiment.max_nonfinite)
-            self.data_state = record.get("data")
-            self.progress = Progress(self.name, experiment.steps, int(self.state.step), quiet=self.quiet)
+            states = record.get("data") or []  # one of each process
+            self.data_states = [states] if isinstance(states, dict) else states
+            # Of several processes one talks.
+            silent = {} if processes.is_main() else {"file": stack.enter_context(open(os.devnull, "w"))}
+            self.progress = Progress(self.name, experiment.steps, int(self.state.step), quiet=self.quiet, **silent)
             stack.callback(self.progress.close)
             self.writer = MetricsWriter(
                 self.workdir, record.get("history"), int(self.state.step), report=self.progress.note
@@ -200,7 +218,7 @@ class Run:
         """Steps until the last one is done; returns the model folder."""
         experiment, result = self.experiment, self.workdir / MODEL
         start = int(self.state.step)
-        if start >= experiment.steps and result.is_dir():
+        if start >= experiment.steps and processes.from_main(result.is_dir()):
             self.progress.note(f"{self.name}: done already, {result}")
             return result
         if start < experiment.steps:
@@ -208,6 +226,7 @@ class Run:
         self.store.wait()
         params = self.state.params if self.state.ema is None else self.state.ema
         self.stage.save(params, self.state.stage, self.frozen, result)
+        processes.from_main(None)  # what comes next may read it
         self.progress.note(f"{self.name}: {result}")
         return result
 
@@ -217,14 +236,14 @@ class Run:
             for number in range(start + 1, experiment.steps + 1):
                 fed = next(feed)
                 self.state, metrics = self.step(self.state, self.frozen, fed.batch)
-                self.data_state = fed.state
+                self.data_states = [fed.state]
                 self.averages.add(number, metrics, fed.ids)
                 self.progress.step(number)
                 last = number == experiment.steps
                 stopping = self.preemption.reached(number)
                 saving = last or stopping or number % experiment.checkpoint_every == 0
                 if saving or number % experiment.log_every == 0:
-                    self._read_metrics(number, feed)
+                    self._read_metrics(number, feed, fed.rows)
                 if last or (experiment.evaluate_every and number % experiment.evaluate_every == 0):
                     self._look(number)
                 if saving:
@@ -234,22 +253,19 @@ class Run:
                     raise Stopped(f"{self.name}: stopped at step {number}, saved; the same command goes on from there")
 
     def _feed(self) -> Feed:
-        loader = Loader(
-            self.experiment.data,
-            self.experiment.batch_size,
-            self.experiment.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        if self.data_state is not None:
-            loader.set_state(self.data_state)
+        size = self.experiment.batch_size
+        rows = global_arrays.rows_here(self.mesh, size)
+        loader = Loader(self.experiment.data, size, self.experiment.seed, rows=rows)
+        if self.data_states:
+            loader.set_state(*self.data_states)
         return Feed(loader, self.stage.collate, self.mesh)
 
-    def _read_metrics(self, number: int, feed: Feed) -> None:
+    def _read_metrics(self, number: int, feed: Feed, rows: Sequence[int]) -> None:
         """The host waits for the device here and nowhere else in a run of steps."""
         readings, means = self.averages.flush()
         if not readings:
             return
+        readings = _with_all_ids(readings, rows)
         for message in self.bad.update(readings):
             self.progress.note(message)
         for failure in self.store.check():
@@ -274,7 +290,11 @@ class Run:
             self.evaluate(params, self.state.stage, self.frozen, fed.batch, jax.random.fold_in(key, i))
             for i, fed in enumerate(self.validation)
         ]
-        fetched = jax.device_get([{name: local_rows(x) for name, x in value.items()} for value in values])
+        fetched = global_arrays.to_host(values)
+        first = self.validation[0]
+        drawn = self.stage.pictures(params, self.state.stage, self.frozen, first.batch, first.samples)
+        if not processes.is_main():
+            return
         found = []
         for value, fed in zip(fetched, self.validation, strict=True):
             scalars = {name: float(x) for name, x in value.items() if not np.ndim(x)}
@@ -283,8 +303,6 @@ class Run:
         self.writer.scalars(number, means)
         shown = ", ".join(f"{name.removeprefix('evaluation/')} {value:.4g}" for name, value in means.items())
         self.progress.note(f"step {number}: {shown}")
-        first = self.validation[0]
-        drawn = self.stage.pictures(params, self.state.stage, self.frozen, first.batch, first.samples)
         drawn += self.stage.drawn(_arrays(fetched[0]), first.samples)
         try:
             self.writer.images(number, pictures.save_pictures(self.workdir, number, drawn))
@@ -292,22 +310,37 @@ class Run:
             self.progress.note(f"step {number}: pictures were not written: {error}")
 
     def _validation_batches(self) -> list[Fed]:
-        """The batches of every evaluation: always the same."""
+        """The batches of every evaluation: always the same. Every process reads them as a whole, for the pictures."""
         experiment = self.experiment
-        loader = Loader(
-            experiment.validation,
-            experiment.batch_size,
-            experiment.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        loader = Loader(experiment.validation, experiment.batch_size, experiment.seed)
         with contextlib.closing(Feed(loader, self.stage.collate, self.mesh, keep_samples=True)) as feed:
             return [next(feed) for _ in range(experiment.evaluation_batches)]
 
     def _save(self, number: int) -> None:
         self.writer.flush()
-        record = {"data": self.data_state, "bad_steps": self.bad.to_json(), "history": self.writer.history}
+        data = [state for states in processes.gather(self.data_states) for state in states]
+        record = {"data": data, "bad_steps": self.bad.to_json(), "history": self.writer.history}
         self.store.save(number, self.state, record)
+
+
+def _with_all_ids(readings: list[Reading], rows: Sequence[int]) -> list[Reading]:
+    """Names the samples of all processes where a step was bad; what a process has read the others do not know.
+
+    Args:
+      readings: with the names of this process's samples.
+      rows: which of a batch's rows those are.
+    """
+    bad = [reading.step for reading in readings if reading.metrics.get("nonfinite")]  # the same on all processes
+    if jax.process_count() == 1 or not bad:
+        return readings
+    own = {str(reading.step): list(reading.ids) for reading in readings if reading.step in bad}
+    shares = processes.gather({"rows": [int(row) for row in rows], "ids": own})
+
+    def named(step: int) -> list[str]:
+        found = {row: i for one in shares for row, i in zip(one["rows"], one["ids"][str(step)], strict=True)}
+        return [found[row] for row in sorted(found)]
+
+    return [dataclasses.replace(r, ids=named(r.step)) if r.step in bad else r for r in readings]
 
 
 def _arrays(outputs: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from uae_jax.parallel import global_arrays
 from uae_jax.training.tensorboard import TensorBoardWriter
 
 FILE = "metrics.jsonl"
@@ -25,8 +26,8 @@ class Reading:
 
     Attributes:
       step: its number.
-      metrics: name -> number, or array with one value for each of `ids`.
-      ids: names of the step's samples, those of this process.
+      metrics: name -> number, or array with one value for each sample of the batch.
+      ids: names of the step's samples; of this process's only, where nobody has asked the others.
     """
 
     step: int
@@ -45,34 +46,19 @@ class Averages:
         self._kept.append((step, metrics, ids))
 
     def flush(self) -> tuple[list[Reading], dict[str, float]]:
-        """Fetches what was added since the last call, in one go.
+        """Fetches what was added since the last call, in one go; all processes at once.
 
         Returns:
           a reading of each step; and name -> mean over these steps, for metrics that are single numbers. Steps that
           say "nonfinite" count in the mean of that metric only: they changed nothing, and would hide all others.
         """
         kept, self._kept = self._kept, []
-        fetched = jax.device_get(
-            [{name: local_rows(value) for name, value in metrics.items()} for _, metrics, _ in kept]
-        )
+        fetched = global_arrays.to_host([dict(metrics) for _, metrics, _ in kept])
         readings = [
             Reading(step, {name: _number(value) for name, value in metrics.items()}, ids)
             for (step, _, ids), metrics in zip(kept, fetched, strict=True)
         ]
         return readings, _means(readings)
-
-
-def local_rows(value: Array) -> Array:
-    """What this process has of an array that is spread over several: its own rows, in their order."""
-    if not isinstance(value, jax.Array) or value.is_fully_addressable or value.is_fully_replicated:
-        return value
-    return own_rows(value)
-
-
-def own_rows(value: jax.Array) -> np.ndarray:
-    """The rows of an array, split along its first axis only, that lie on devices of this process."""
-    rows = {shard.index[0].start or 0: shard.data for shard in value.addressable_shards}
-    return np.concatenate([np.asarray(rows[start]) for start in sorted(rows)])
 
 
 def _number(value: Any) -> Any:
@@ -189,7 +175,7 @@ class MetricsWriter:
 
     def _append(self, line: dict[str, Any]) -> None:
         if self._handle is None:
-            if _islocal_rows(self._file):  # remote files are written whole, when flushed
+            if _is_local(self._file):  # remote files are written whole, when flushed
                 self._rewrite()
             return
         self._handle.write(json.dumps(line) + "\n")
@@ -199,7 +185,7 @@ class MetricsWriter:
         """Writes all lines anew; the file is the old one or the new one at every moment."""
         self._folder.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line) + "\n" for line in self._lines)
-        if not _islocal_rows(self._file):
+        if not _is_local(self._file):
             self._file.write_text(text)
             return
         temporary = self._file.with_name(FILE + ".part")
@@ -248,5 +234,5 @@ def column(history: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, f
     return [(line["step"], from_json_number(line[name])) for line in history if name in line]
 
 
-def _islocal_rows(path: epath.Path) -> bool:
+def _is_local(path: epath.Path) -> bool:
     return "://" not in os.fspath(path)

@@ -59,6 +59,36 @@ def make_state(parts: Parts, optimiser: optax.GradientTransformation, seed: int,
     )
 
 
+def planned_state(parts: Parts, optimiser: optax.GradientTransformation, with_ema: bool, mesh: Any) -> TrainState:
+    """What `make_state` would make, as `ShapeDtypeStruct` with shardings; `parts` hold nothing more either.
+
+    Args:
+      mesh: a `Mesh` or `AbstractMesh`.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def on(tree: Tree, places: Tree) -> Tree:
+        return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), tree, places)
+
+    def places_of(tree: Tree, axes: Tree | None) -> Tree:
+        return jax.tree.map(lambda _: whole, tree) if axes is None else sharding.shardings(tree, axes, mesh)
+
+    placed = places_of(parts.params, parts.params_axes)
+    params = on(parts.params, placed)
+    moments = jax.eval_shape(optimiser.init, params)
+    number = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return TrainState(
+        step=number,
+        params=params,
+        moments=on(moments, _like_params(optimiser, params, placed, whole)),
+        ema=params if with_ema else None,
+        stage=on(parts.state, places_of(parts.state, parts.state_axes)),
+        key=jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole),
+        nonfinite_in_a_row=number,
+    )
+
+
 def abstract(state: TrainState) -> TrainState:
     """Shapes, dtypes and shardings of a state, which a checkpoint is restored into."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from uae_jax.parallel import sharding
 from uae_jax.stages.base import Aux, Stage
 from uae_jax.training.config import EMAConfig
 from uae_jax.training.state import TrainState
@@ -64,7 +65,7 @@ def make_step(
             state, metrics = update(state, frozen, batch, loss_key, state.step)
         else:
             state, metrics = _in_turn(update, stage.updates, state, frozen, batch, loss_key)
-        bad = metrics.pop("bad_examples")
+        bad = sharding.constrain(metrics.pop("bad_examples"), None)  # whole on every process, as the numbers are
         metrics = {name: value.astype(jnp.float32) for name, value in {**prepared, **metrics}.items()}
         return state.replace(step=state.step + 1), {**metrics, "bad_examples": bad}
 

@@ -1,0 +1,1 @@
+"""Checkpoints as others publish them <-> parameter trees, both directions, and the native format."""

@@ -6,11 +6,13 @@ import math
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
+import jax
 import numpy as np
 
 from uae_jax.weights import safetensors
@@ -207,6 +209,8 @@ def write_checkpoint(
 ) -> None:
     """Writes tensors as one safetensors file, or as shards with an index, in the naming of transformers and diffusers.
 
+    Of several processes all take part in reading, and the first one writes.
+
     Args:
       folder: an existing folder.
       stem: `MODEL` or `DIFFUSION_MODEL`.
@@ -232,11 +236,16 @@ def write_checkpoint(
             "metadata": {"total_size": total},
             "weight_map": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
         }
-        write_json(folder / f"{stem}.safetensors.index.json", index)
+        if jax.process_index() == 0:
+            write_json(folder / f"{stem}.safetensors.index.json", index)
     for name, shard in zip(names, shards, strict=True):
         # Wide dtypes first, as the reference implementation has them, so that each tensor is aligned to its own.
         aligned = dict(sorted(shard.items(), key=lambda item: -np.dtype(item[1][1]).itemsize))
-        safetensors.write_file(folder / name, aligned, (read(key) for key in aligned))
+        values = (read(key) for key in aligned)
+        if jax.process_index() == 0:
+            safetensors.write_file(folder / name, aligned, values)
+        else:
+            collections.deque(values, maxlen=0)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -247,7 +256,8 @@ def write_json(path: Path, value: object) -> None:
 class NewFolder:
     """A folder that appears complete or not at all: `with NewFolder(path) as temporary: ...`.
 
-    Writes go to a hidden sibling, renamed into place at the end; an error removes it, and leaves what was at `path`.
+    Writes go to a hidden sibling, renamed into place at the end; an error removes it, and leaves what was at `path`. In
+    a run of several processes all make it, and what the first one wrote appears.
 
     Raises:
       FileExistsError: on entry, if `path` exists and is not an empty folder; with `force`, which replaces it at the
@@ -259,9 +269,12 @@ class NewFolder:
         self.force = force
         self._suffix = uuid.uuid4().hex[:8]
         self._temporary = self.path.with_name(f".{self.path.name}.{self._suffix}.part")
+        self._elsewhere = tempfile.TemporaryDirectory() if jax.process_index() else None  # of a process that only helps
 
     def __enter__(self) -> Path:
         self.check()
+        if self._elsewhere is not None:
+            return Path(self._elsewhere.name)
         self._temporary.mkdir(parents=True)
         return self._temporary
 
@@ -278,6 +291,9 @@ class NewFolder:
             )
 
     def __exit__(self, kind, error, trace) -> None:
+        if self._elsewhere is not None:
+            self._elsewhere.cleanup()
+            return
         try:
             if kind is None:
                 self._replace()

@@ -20,7 +20,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 
 from uae_jax import plain
 from uae_jax.parallel import sharding
-from uae_jax.weights import checkpoint, registry
+from uae_jax.weights import checkpoint, registry, shapes_only
 from uae_jax.weights.architecture import Architecture, Pretrained
 from uae_jax.weights.checkpoint import NATIVE
 from uae_jax.weights.errors import WeightsError, gathered
@@ -80,6 +80,8 @@ def load_native(
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise WeightsError(f"{path}: no Orbax checkpoint ({_first_line(error)}); convert it again") from None
         wanted = _targets(stored, abstract, dtype, str(path))
+        if shapes_only.active():
+            return Pretrained(architecture, config, shapes_only.zeros(wanted))
         if mesh is None:
             placed = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), wanted)
         else:

@@ -17,7 +17,7 @@ from uae_jax.models.qwen2_5_vl import config as qwen
 from uae_jax.models.runtime import Runtime
 from uae_jax.models.sd3 import SD3Config
 from uae_jax.parallel import sharding
-from uae_jax.weights import autoencoder_kl, projector, qwen2_5_vl, registry, sd3, transfer, uae
+from uae_jax.weights import autoencoder_kl, projector, qwen2_5_vl, registry, sd3, shapes_only, transfer, uae
 from uae_jax.weights.architecture import Architecture, Pretrained
 from uae_jax.weights.uae import UAEWeights
 
@@ -71,6 +71,8 @@ def new_model(
     Returns:
       float32 parameters.
     """
+    if shapes_only.active():
+        return Pretrained(architecture, config, shapes_only.zeros(architecture.abstract(config)))
     module = architecture.module(config, Runtime())
     inputs = jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), architecture.example_inputs(config))
 
@@ -120,10 +122,11 @@ def new_uae(
         part: new_model(architecture, config(), seed * 1000 + number, mesh=mesh, rules=rules)
         for number, (part, (architecture, config)) in enumerate(UAE_SIZES[size].items())
     }
-    return UAEWeights(**parts, files=_fitting_files(size, files))
+    return UAEWeights(**parts, files=fitting_files(size, files))
 
 
-def _fitting_files(size: str, files: str) -> dict[str, bytes]:
+def fitting_files(size: str, files: str) -> dict[str, bytes]:
+    """The files of a model (a folder or name) that a model of another size can use: its tokenizer and template."""
     found = uae.read_files(files)
     if size == "tiny":
         return found
@@ -144,4 +147,6 @@ def open_uae(
     """Initialises "new:tiny" or "new:small" in float32, or loads a UAE folder; see `new_uae` and `uae.load`."""
     if isinstance(name_or_path, str) and name_or_path.startswith(NEW):
         return new_uae(name_or_path.removeprefix(NEW), seed, mesh=mesh, rules=rules)
+    if (stand_in := shapes_only.instead_of(name_or_path, "uae")) is not None:
+        return stand_in
     return uae.load(name_or_path, dtype=dtype, mesh=mesh, rules=rules, progress=progress)

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from uae_jax.models import lora
 from uae_jax.models.lora import LoRAConfig
-from uae_jax.parallel import sharding
+from uae_jax.parallel import global_arrays, sharding
 from uae_jax.weights import checkpoint, safetensors, transfer
 from uae_jax.weights.architecture import Architecture
 from uae_jax.weights.errors import WeightsError, gathered
@@ -362,7 +362,7 @@ def published_factors(adapter: Any, architecture: Architecture, config: Any) -> 
       WeightsError: if the adapter has a leaf that the architecture cannot publish.
     """
     places = _places(architecture, config, architecture.abstract(config))
-    flat = {path: np.asarray(leaf) for path, leaf in traverse_util.flatten_dict(adapter, sep="/").items()}
+    flat = traverse_util.flatten_dict(global_arrays.to_host(adapter), sep="/")
     adapted = {path.rsplit("/", 1)[0] for path in flat}
     unknown = adapted - {place.path for place in places.values() if len(place.shape) == 2}
     if unknown:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uae_jax.parallel import sharding
-from uae_jax.weights import checkpoint, native, registry, transfer
+from uae_jax.weights import checkpoint, native, registry, shapes_only, transfer
 from uae_jax.weights.architecture import Architecture, Pretrained
 
 
@@ -38,6 +38,8 @@ def load_pretrained(
     Raises:
       WeightsError: if anything is missing, unexpected or of the wrong shape; before anything is allocated.
     """
+    if not subfolder and (stand_in := shapes_only.instead_of(name_or_path, "model")) is not None:
+        return stand_in
     folder = checkpoint.resolve(name_or_path, subfolder=subfolder) / subfolder
     if (folder / checkpoint.NATIVE).exists():
         return native.load_native(folder, dtype=dtype, mesh=mesh, rules=rules, progress=progress)

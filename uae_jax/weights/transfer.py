@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from uae_jax.parallel import global_arrays
+from uae_jax.weights import shapes_only
 from uae_jax.weights.errors import WeightsError, gathered
 from uae_jax.weights.safetensors import Tensor
 from uae_jax.weights.table import Entry, Table
@@ -113,6 +115,10 @@ def load(
     """
     table = list(table)
     check(table, tensors, abstract, source)
+    if shapes_only.active():
+        dtypes = {entry.path: target_dtype([tensors[key].dtype for key in entry.keys], dtype) for entry in table}
+        leaves = traverse_util.flatten_dict(abstract, sep="/")
+        return traverse_util.unflatten_dict({p: jnp.zeros(leaves[p].shape, dtypes[p]) for p in leaves}, sep="/")
     placed = {} if shardings is None else traverse_util.flatten_dict(shardings, sep="/")
     flat = {}
     for entry in table:
@@ -155,7 +161,7 @@ def target_dtype(stored: Sequence[Any], wanted: Any) -> np.dtype:
 
 def put(array: np.ndarray, sharding: Any) -> jax.Array:
     """Moves an array to the default device, or each device's part of it to a sharding's devices."""
-    if sharding is None:
+    if sharding is None or shapes_only.active():
         return jax.device_put(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
@@ -181,7 +187,7 @@ def _drop_first(spec: jax.sharding.PartitionSpec) -> jax.sharding.PartitionSpec:
 
 
 def to_published(table: Table, params: Any) -> Callable[[str], np.ndarray]:
-    """Returns a function from a published key to its value on the host, fetched when asked for."""
+    """Returns a function from a published key to its value on the host, fetched when asked for, by all processes."""
     flat = traverse_util.flatten_dict(params, sep="/")
     place = {key: (entry, i) for entry in table for i, key in enumerate(entry.keys)}
 
@@ -189,7 +195,7 @@ def to_published(table: Table, params: Any) -> Callable[[str], np.ndarray]:
         entry, i = place[key]
         leaf = flat[entry.path]
         # An array keeps the host copy that is made of it; this one is dropped with its copy.
-        value = np.asarray(jnp.copy(leaf) if entry.layers is None else leaf[i])
+        value = global_arrays.to_host(jnp.copy(leaf) if entry.layers is None else leaf[i])
         return np.asarray(entry.layout.to_published(value), order="C")
 
     return read

@@ -243,7 +243,9 @@ def save_published(
         _save_adapter(root / DIT_LORA, weights.decoder_lora, weights.decoder)
         if weights.encoder_lora is not None:
             _save_adapter(root / LLM_LORA, weights.encoder_lora, encoder)
-            (root / LLM_LORA / f"{peft.WEIGHTS}.safetensors").unlink()  # the whole state dict holds it too
+            (root / LLM_LORA / f"{peft.WEIGHTS}.safetensors").unlink(
+                missing_ok=True
+            )  # the whole state dict holds it too
             _write_lazily(root / LLM_LORA, _wrapped(base, encoder, weights.encoder_lora), max_shard_bytes)
 
 

@@ -1,0 +1,35 @@
+"""What the ablations share: the loop that each arm of them changes in one place.
+
+A file beside this one is one question. `ARMS` names its answers to choose from, and how each is measured where that
+is not as it was trained, see `uae_jax.tiny.figures.Look`; the first is what the others are compared with, or what
+`AGAINST` says. `get_config("arm=NAME,seed=0,steps=120")` trains one: by default both reinforcement stages from the
+embedded model, of `steps` each. `uae bench ablate` runs them all and makes the table.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cold_start, gen_for_understanding, pretrain, sizes, understanding_for_gen
+
+STAGES = {
+    "pretrain": pretrain,
+    "cold_start": cold_start,
+    "understanding": gen_for_understanding,
+    "generation": understanding_for_gen,
+}
+LOOP = ("understanding", "generation")
+
+
+def read(arg, arms):
+    """Options of an ablation: arm, seed, steps."""
+    options = sizes.read(arg, {"tiny": "tiny"}, arm=next(iter(arms)), steps=120)
+    if options.arm not in arms:
+        raise ValueError(f"arm is {options.arm!r}, wanted one of {', '.join(arms)}")
+    return options
+
+
+def chain(options, names=LOOP, **settings) -> ConfigDict:
+    """Stages one after the other, with these settings changed in each."""
+    config = sizes.chain(options, [(name, STAGES[name]) for name in names], options.steps)
+    for name in names:
+        config[name].settings.update(ConfigDict(settings))
+    return config

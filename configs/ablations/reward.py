@@ -1,0 +1,19 @@
+"""Which scorer rewards: is a gain one in the eyes of those that rewarded nothing, too?
+
+    uae train --config configs/ablations/reward.py:arm=dinov2 --workdir runs/dinov2
+    uae bench ablate --workdir runs/ablations --only reward
+
+CLIP alone, as in the paper, LongCLIP, DINOv2, DINOv3, or CLIP and DINOv2 in equal parts. All four are computed in every
+arm; those of weight 0 are held out, and the world's own scores of captions and paintings are no scorer's at all.
+"""
+
+from configs.ablations import common
+from uae_jax.rewards.reconstruction import UNIFIED
+
+ARMS = {"clip": {}, "longclip": {}, "dinov2": {}, "dinov3": {}, "clip_dinov2": {}}
+
+
+def get_config(arg=None):
+    options = common.read(arg, ARMS)
+    rewarded = options.arm.split("_")
+    return common.chain(options, reward=tuple({"name": n, "weight": float(n in rewarded)} for n in UNIFIED))

@@ -1,0 +1,51 @@
+"""Names of topologies."""
+
+import pytest
+
+from uae_jax.plan import topologies
+
+
+@pytest.mark.parametrize(
+    ("name", "chips", "chip"),
+    [
+        ("v5p:4x4x4", 64, "v5p"),
+        ("v4:2x2x1", 4, "v4"),
+        ("v5e:4x4", 16, "v5e"),
+        ("v6e:2x4", 8, "v6e"),
+        ("h100:8", 8, "h100"),
+        ("h200:16", 16, "h200"),
+    ],
+)
+def test_names(name, chips, chip):
+    topology = topologies.parse(name)
+    assert (topology.count, topology.chip.name, topology.name) == (chips, chip, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("v5q:4x4x4", "nearest chip is 'v5"),
+        ("v5p", "as in v5p:4x4x4"),
+        ("v5p:4x4", "laid out like v5p:4x4x4"),
+        ("v6e:2xfour", "as in v6e:4x4"),
+        ("h100:12", "whole nodes of 8"),
+    ],
+)
+def test_what_there_is_none_of_is_refused_with_a_remedy(name, said):
+    with pytest.raises(ValueError, match=said):
+        topologies.parse(name)
+
+
+def test_ideal_times_of_chips():
+    # SD3.5-Large, 512 pixels: 9.11 TFLOP; Qwen2.5-VL-3B, one token of one caption: 6.21 GB.
+    wanted = {"v4": (33, 5.1), "v5e": (46, 7.6), "v5p": (20, 2.2), "v6e": (10, 3.8)}
+    for name, (forward, token) in wanted.items():
+        chip = topologies.CHIPS[name]
+        assert 1e3 * 9.11e12 / chip.flops == pytest.approx(forward, abs=0.6)
+        assert 1e3 * 6.21e9 / chip.bandwidth == pytest.approx(token, abs=0.06)
+
+
+def test_gpus_of_several_nodes_meet_over_the_network():
+    topology = topologies.parse("h100:16")
+    assert topology.links_among(8) == 450e9 > topology.links_among(16) == 50e9
+    assert topologies.parse("v5p:4x4x4").links_among(64) == 600e9

@@ -1,0 +1,119 @@
+"""What `uae bench ablate` does.
+
+WORKDIR/runs/NAME/      each training, a folder of `uae train`
+WORKDIR/measured/       figures of each model and scene
+WORKDIR/ablations.json  the table, and in ablations.md to read
+"""
+
+import argparse
+import dataclasses
+import gc
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from uae_jax.bench.ablations import cost, studies, table
+from uae_jax.bench.ablations.studies import UNTRAINED, Run, Study, told_apart
+from uae_jax.data.caption_files import write_whole
+from uae_jax.tiny import compare
+from uae_jax.tiny.compare import Ratios
+from uae_jax.tiny.figures import Look, Scenes
+from uae_jax.training import loop
+
+
+def ablate(args: argparse.Namespace) -> int:
+    """Trains and measures whatever is missing; writes and prints the table. Or lists what there is to do."""
+    workdir = Path(args.workdir).expanduser()
+    if args.scenes < 1 or len(set(args.seeds)) < len(args.seeds):
+        raise ValueError(f"--scenes is {args.scenes}, --seeds {args.seeds}; wanted at least 1, and each seed once")
+    wanted = studies.read(Path(args.configs).expanduser(), args.only or ())
+    runs = {study.name: _runs(study, args.seeds, args.steps) for study in wanted}
+    each = {run.name: run for arms in runs.values() for seeds in arms.values() for run in seeds}
+    if args.list:
+        print(listing(runs, each, workdir))
+        return 0
+    for number, (name, run) in enumerate(each.items(), start=1):
+        if not run.result(workdir / "runs" / name).is_dir():
+            print(f"uae: run {number} of {len(each)}: {run.config}", file=sys.stderr)
+            loop.train_stages(run.stages, workdir / "runs" / name, quiet=args.quiet)
+            gc.collect()
+            jax.clear_caches()  # the programs of one run are of no use to the next
+    measuring = Measuring(workdir, Scenes.sample(args.scenes))
+    found = {study.name: _study(study, runs[study.name], args.seeds, measuring) for study in wanted}
+    write_whole(workdir / "ablations.json", json.dumps(found, indent=2) + "\n")
+    page = table.to_markdown(found)
+    write_whole(workdir / "ablations.md", page)
+    print(json.dumps(found) if args.json else page)
+    return 0
+
+
+def listing(runs: Mapping[str, Mapping[str, Sequence[Run]]], each: Mapping[str, Run], workdir: Path) -> str:
+    """A line for each run: what it costs, whether it is done, and which arms it serves."""
+    serves: dict[str, list[str]] = {name: [] for name in each}
+    for study, arms in runs.items():
+        for arm, seeds in arms.items():
+            for run in seeds:
+                serves[run.name].append(f"{study}/{arm}")
+    lines, left, speeds = [], 0.0, cost.observed(each.values(), workdir / "runs")
+    for name, run in each.items():
+        done, takes = run.result(workdir / "runs" / name).is_dir(), cost.seconds(run, speeds)
+        left += 0.0 if done else takes
+        told = "done" if done else cost.spoken(takes)
+        seed = run.stages[0][1].seed
+        lines.append(f"{told:>12}  seed {seed}  {name}  {', '.join(serves[name])}")
+    how = "as fast as those before" if speeds else "roughly, on two CPU cores"
+    return "\n".join([*lines, f"{cost.spoken(left):>12}  left, of {len(each)} runs; {how}"])
+
+
+@dataclasses.dataclass
+class Measuring:
+    """Figures of models on the same scenes; what was measured before is read."""
+
+    workdir: Path
+    scenes: Scenes
+
+    def __call__(self, name: str, model: Path | str, look: Look) -> Ratios:
+        """Of a model, by a name that tells it from all others."""
+        parts = [name, *(str(value) for value in dataclasses.astuple(look) if value is not None)]
+        file = self.workdir / "measured" / f"{'-'.join(parts)}-{len(self.scenes.images)}.npz"
+        if not file.exists():
+            ratios = compare.measure(str(model), self.scenes, look)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_name(f".{file.name}.{os.getpid()}.part")  # another command may measure the same
+            with part.open("wb") as written:
+                np.savez(written, **ratios)
+            part.replace(file)
+        with np.load(file, allow_pickle=False) as stored:
+            return dict(stored)
+
+
+def _runs(study: Study, seeds: Sequence[int], steps: int | None) -> dict[str, list[Run]]:
+    return {arm: [study.run(arm, seed, steps) for seed in seeds] for arm in study.arms}
+
+
+def _study(study: Study, runs: Mapping[str, Sequence[Run]], seeds: Sequence[int], measuring: Measuring) -> dict:
+    def trained(arm: str) -> list[Ratios]:
+        folders = [run.result(measuring.workdir / "runs" / run.name) for run in runs[arm]]
+        looks = [run.look(study.arms[arm]) for run in runs[arm]]
+        return [measuring(run.name, *how) for run, *how in zip(runs[arm], folders, looks, strict=True)]
+
+    arms = {}
+    for arm, (first, *_) in runs.items():
+        if study.against == UNTRAINED:
+            control = [
+                measuring(f"{UNTRAINED}+{told_apart(first.start)}", first.start, first.look(study.arms[arm]))
+            ] * len(runs[arm])
+            rewarded = first.rewarded
+        else:
+            control = trained(study.against)
+            rewarded = (*first.rewarded, *runs[study.against][0].rewarded)
+        figures: dict[str, Any] = table.arm_row(trained(arm), control, rewarded)
+        arms[arm] = {"rewarded": list(first.rewarded), "runs": [run.config for run in runs[arm]], "figures": figures}
+    about = {"question": study.question, "against": study.against, "seeds": list(seeds)}
+    return {**about, "scenes": len(measuring.scenes.images), "arms": arms}

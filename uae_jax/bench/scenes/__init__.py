@@ -1,0 +1,1 @@
+"""Offline twins of the benchmarks on the scene world: `uae bench scenes`."""

@@ -1,0 +1,48 @@
+"""What `uae plan` does: prints what every stage of a config would take on a topology."""
+
+import argparse
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+from uae_jax.plan import compiling, planning, report, topologies
+from uae_jax.plan.stand_ins import StandIns
+from uae_jax.training import configure
+from uae_jax.training.config import Experiment
+
+Experiments = list[tuple[str, Experiment]]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plans all stages; 1 if one of them does not fit."""
+    topology = topologies.parse(args.topology)
+    compiling.look_for_no_device()
+    experiments = resolved(configure.load_config(args.config, args.overrides))
+    size = args.models or size_of(args.config)
+    plans = []
+    for name, experiment in experiments:
+        plans.append(planning.plan(name, experiment, topology, StandIns(size), closed_form=args.closed_form))
+        print(report.text(plans[-1]), end="\n\n", flush=True)
+    if args.json:
+        Path(args.json).write_text(json.dumps([report.to_json(each) for each in plans], indent=2) + "\n")
+    return 0 if all(each.fits for each in plans) else 1
+
+
+def size_of(config: str) -> str:
+    """The size that a config's argument names, as those in `configs/` take it; else that of the published models."""
+    named = re.search(r"[:,]size=(\w+)", config)
+    return named[1] if named else "full"
+
+
+def resolved(experiments: Experiments) -> Experiments:
+    """Puts the model that the first stage starts from in the place of "previous": its size is all that counts here."""
+    model, result = "", []
+    for name, experiment in experiments:
+        own = getattr(experiment.settings, "model", "")
+        if own.startswith("previous") and model:
+            experiment = dataclasses.replace(experiment, settings=dataclasses.replace(experiment.settings, model=model))
+        else:
+            model = own
+        result.append((name, experiment))
+    return result

@@ -1,0 +1,103 @@
+"""Accelerators and how they are joined: "v5p:4x4x4", "v6e:2x4", "h100:8".
+
+Figures are the vendors', per chip: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e) and the H100 and H200 SXM data
+sheets, dense bfloat16. Bandwidths between chips are what one chip can send, all its links together.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One accelerator.
+
+    Attributes:
+      name: as topologies name it.
+      flops: bfloat16, per second.
+      memory: bytes.
+      bandwidth: of the memory, bytes per second.
+      links: to other chips of the slice or the node, bytes per second.
+      network: beyond the node, bytes per second; 0 where a slice has no such border.
+      node: chips of a node, which `links` join.
+      axes: of the torus; 0 for GPUs, which have none.
+      options: what libtpu wants to know to compile for it.
+    """
+
+    name: str
+    flops: float
+    memory: float
+    bandwidth: float
+    links: float
+    network: float = 0.0
+    node: int = 0
+    axes: int = 0
+    options: tuple[tuple[str, object], ...] = ()
+
+    @property
+    def is_tpu(self) -> bool:
+        return self.axes > 0
+
+
+_MEGACORE = (("chip_config_name", "megacore"), ("chips_per_host_bounds", (2, 2, 1)))  # else v4 shows two devices a chip
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v4", 275e12, 32e9, 1.228e12, 300e9, axes=3, options=_MEGACORE),
+        Chip("v5e", 197e12, 16e9, 0.819e12, 200e9, axes=2),
+        Chip("v5p", 459e12, 95e9, 2.765e12, 600e9, axes=3),
+        Chip("v6e", 918e12, 32e9, 1.640e12, 400e9, axes=2),
+        Chip("h100", 989e12, 80e9, 3.35e12, 450e9, network=50e9, node=8),
+        Chip("h200", 989e12, 141e9, 4.8e12, 450e9, network=50e9, node=8),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Chips of one kind, joined.
+
+    Attributes:
+      name: as given.
+      chip: of which kind.
+      shape: of the torus, or the number of GPUs.
+    """
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        """Chips."""
+        return math.prod(self.shape)
+
+    def links_among(self, chips: int) -> float:
+        """Bytes per second that each of so many neighbouring chips can send to the others."""
+        chip = self.chip
+        return chip.network if chip.node and chips > chip.node else chip.links
+
+
+def parse(name: str) -> Topology:
+    """Reads a topology's name.
+
+    Raises:
+      ValueError: on an unknown chip, with the nearest, or a shape that chip is not joined in.
+    """
+    kind, colon, rest = name.strip().lower().partition(":")
+    if kind not in CHIPS:
+        near = difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"topology {name!r}: the nearest chip is {near!r}; all: {', '.join(CHIPS)}")
+    chip = CHIPS[kind]
+    example = {3: "4x4x4", 2: "4x4", 0: "8"}[chip.axes]
+    if not colon or not re.fullmatch(r"\d+(x\d+)*", rest):
+        raise ValueError(f"topology {name!r}: wanted chips behind a colon, as in {kind}:{example}")
+    shape = tuple(int(side) for side in rest.split("x"))
+    if len(shape) != max(chip.axes, 1) or min(shape) < 1:
+        raise ValueError(f"topology {name!r}: {kind} is laid out like {kind}:{example}, got {len(shape)} sides")
+    if chip.node and shape[0] > chip.node and shape[0] % chip.node:
+        raise ValueError(f"topology {name!r}: wanted at most {chip.node} chips, or whole nodes of {chip.node}")
+    return Topology(name, chip, shape)
