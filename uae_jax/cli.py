@@ -6,7 +6,6 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 faile
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import uae_jax
 from uae_jax import options
@@ -75,7 +74,9 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
         "where it was stopped.",
         epilog="example: uae demo --workdir runs/demo --config.understanding.steps=200",
     )
-    parser.add_argument("--workdir", default="runs/demo", metavar="DIR", help="of all stages (default: runs/demo)")
+    parser.add_argument(
+        "--workdir", type=options.local, default="runs/demo", metavar="DIR", help="of all stages (default: runs/demo)"
+    )
     parser.add_argument("--scenes", type=int, default=128, metavar="N", help="held-out scenes (default: 128)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     _add_overrides(parser)
@@ -90,7 +91,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
         epilog="example: uae train --config configs/tiny/autoencoder.py --workdir runs/vae --config.steps=2000",
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a file with get_config(arg=None)")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="checkpoints, metrics, pictures, the result")
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="checkpoints, metrics, pictures, the result; gs://... too"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     _add_overrides(parser)
@@ -256,7 +259,9 @@ def _add_data_inspect(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--split", default="train", help="of a data set (default: train)")
     parser.add_argument("--limit", type=int, metavar="N", help="look at N records, evenly spread (default: all)")
-    parser.add_argument("--output", metavar="DIR", help="write contact_sheet.html and inspection.json into it")
+    parser.add_argument(
+        "--output", type=options.local, metavar="DIR", help="write contact_sheet.html and inspection.json into it"
+    )
     parser.add_argument("--cards", type=int, default=60, metavar="N", help="records on the sheet (default: 60)")
     parser.add_argument("--force", action="store_true", help="overwrite them")
     parser.add_argument("--model", metavar="NAME|DIR", help="count tokens, too, with this model's tokenizer")
@@ -272,9 +277,11 @@ def _add_data_caption(commands: argparse._SubParsersAction) -> None:
         "is a source to train on.",
         epilog="example: uae data caption photos/ --model ~/models/UAE",
     )
-    parser.add_argument("folder", metavar="DIR", help="folder of images")
+    parser.add_argument("folder", type=options.local, metavar="DIR", help="folder of images")
     target = parser.add_mutually_exclusive_group()
-    target.add_argument("--output", metavar="FILE", help="JSON lines to write (default: DIR/captions.jsonl)")
+    target.add_argument(
+        "--output", type=options.local, metavar="FILE", help="JSON lines to write (default: DIR/captions.jsonl)"
+    )
     target.add_argument("--txt", action="store_true", help="write a .txt beside each image instead")
     options.add_captioning(parser)
     options.add_model(parser)
@@ -291,7 +298,7 @@ def _add_data_encode(commands: argparse._SubParsersAction) -> None:
         epilog="example: uae data encode --config configs/tiny/decoder.py:encode=one --output one.array_record",
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="of one `pretrain` stage")
-    parser.add_argument("--output", required=True, metavar="FILE", help="ArrayRecord file to write")
+    parser.add_argument("--output", type=options.local, required=True, metavar="FILE", help="ArrayRecord file to write")
     parser.add_argument("--captions", type=int, default=1, metavar="N", help="drawn for each image (default: 1)")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time (default: 64)")
     _add_overrides(parser)
@@ -343,7 +350,7 @@ def _plan(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from uae_jax.report import page
 
-    print(page.write(Path(args.workdir), Path(args.output) if args.output else None, force=args.force))
+    print(page.write(args.workdir, args.output, force=args.force))
     return 0
 
 

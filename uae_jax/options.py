@@ -5,6 +5,15 @@ import argparse
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 
 
+def local(text: str) -> str:
+    """A path on this machine; for commands that have nothing to do in buckets."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is in a bucket, wanted a place on this machine; copy it with `gcloud storage cp`"
+        )
+    return text
+
+
 def add_loop(parser: argparse.ArgumentParser) -> None:
     """Those of going through the loop: the interface, and scorers."""
     parser.add_argument(
@@ -72,7 +81,7 @@ def add_painting(parser: argparse.ArgumentParser, output: bool = True, force: bo
     """How pictures are painted, and where to."""
     group = parser.add_argument_group("painting")
     if output:
-        group.add_argument("--output", required=True, metavar="DIR", help="folder to write images into")
+        group.add_argument("--output", type=local, required=True, metavar="DIR", help="folder to write images into")
     if force:
         group.add_argument("--force", action="store_true", help="overwrite what is there")
     group.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: 40; tiny: 20)")

@@ -40,7 +40,7 @@ def _add_unified(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--reference", required=True, metavar="DIR", help="folder of images")
     parser.add_argument("--generated", metavar="DIR", help="folder of their reconstructions, made elsewhere")
-    parser.add_argument("--output", required=True, metavar="FILE.json", help="record to write")
+    parser.add_argument("--output", type=options.local, required=True, metavar="FILE.json", help="record to write")
     parser.add_argument("--cards", type=int, default=200, metavar="N", help="worst pairs to show (default: 200)")
     options.add_loop(parser)
     options.add_captioning(parser)
@@ -60,7 +60,7 @@ def _add_vqa(commands: argparse._SubParsersAction) -> None:
         "--temperature 0 --max-new-tokens 16",
     )
     parser.add_argument("--questions", required=True, metavar="FILE.jsonl", help="what to ask")
-    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="answers to write")
+    parser.add_argument("--output", type=options.local, required=True, metavar="FILE.jsonl", help="answers to write")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options.add_captioning(parser, question=False)
     options.add_model(parser)
@@ -82,7 +82,7 @@ def _add_judge(commands: argparse._SubParsersAction) -> None:
         "--questions", required=True, metavar="FILE", help="dpg_bench.csv, or GenEval's evaluation_metadata.jsonl"
     )
     parser.add_argument("--images", required=True, metavar="DIR", help="what was painted")
-    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="answers to write")
+    parser.add_argument("--output", type=options.local, required=True, metavar="FILE.jsonl", help="answers to write")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options.add_captioning(parser, question=False)
     options.add_model(parser)
@@ -120,7 +120,7 @@ def _add_scenes(commands: argparse._SubParsersAction) -> None:
         "goes on where it stopped.",
         epilog="example: uae bench scenes --output bench/tiny",
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="where everything goes")
+    parser.add_argument("--output", type=options.local, required=True, metavar="DIR", help="where everything goes")
     parser.add_argument(
         "--scenes", type=int, default=10, metavar="N", help="of each tag, number of objects, or topic (default: 10)"
     )
@@ -143,7 +143,9 @@ def _add_ablate(commands: argparse._SubParsersAction) -> None:
         "two commands with different --seeds may run side by side.",
         epilog="example: uae bench ablate --workdir runs/ablations --only reward --list",
     )
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="runs, figures and the table")
+    parser.add_argument(
+        "--workdir", type=options.local, required=True, metavar="DIR", help="runs, figures and the table"
+    )
     parser.add_argument(
         "--configs", default="configs/ablations", metavar="DIR", help="ablations (default: configs/ablations)"
     )

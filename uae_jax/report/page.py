@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from uae_jax import html
+from uae_jax import html, paths
 from uae_jax.html import text
 from uae_jax.report import charts, curves, films, names, tables
 from uae_jax.report.runs import Run, read_runs
@@ -17,11 +17,11 @@ MARK = "written by uae report"
 _FOLDED = (names.STEPS, names.MACHINERY)  # groups of charts that are there to be unfolded
 
 
-def write(workdir: Path, output: Path | None = None, *, force: bool = False) -> Path:
+def write(workdir: str | os.PathLike, output: str | os.PathLike | None = None, *, force: bool = False) -> Path:
     """Writes the report of a run, finished or under way.
 
     Args:
-      workdir: as `uae train` has it, of one stage or of several.
+      workdir: as `uae train` has it, of one stage or of several; local, or "gs://...".
       output: the file, by default report.html in `workdir`. An earlier report is replaced, never half of it.
       force: replace any other file, too.
 
@@ -33,17 +33,13 @@ def write(workdir: Path, output: Path | None = None, *, force: bool = False) -> 
       FileExistsError: if `output` is a file that no report is in, and `force` was not given.
       OSError: if it cannot be written.
     """
-    workdir, output = Path(workdir).expanduser(), Path(output or Path(workdir) / FILE).expanduser()
+    workdir = paths.as_path(workdir)
+    output = paths.as_path(output or workdir / FILE)
     runs = read_runs(workdir)
     _check(output, force)
-    written = to_html(workdir.resolve().name, runs, str(workdir)).encode("utf-8")
+    written = to_html(workdir.resolve().name, runs, str(workdir))
     output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(written)
-        temporary.replace(output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    paths.write(output, written)
     return output
 
 

@@ -6,12 +6,12 @@ A folder with a `metrics.jsonl` is a run, at any depth; see `uae_jax.training.lo
 import dataclasses
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from uae_jax import paths
 from uae_jax.training import metrics, pictures
 
 CONFIG, MODEL = "config.json", "model"
@@ -101,10 +101,10 @@ def working_time(times: Sequence[float]) -> tuple[float, int]:
 
 
 def _run_folders(workdir: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(workdir):
+    for root, folders, files in paths.walk(workdir):
         is_run = metrics.FILE in files
         if is_run:
-            yield Path(root)
+            yield root
         folders[:] = [name for name in folders if not name.startswith(".") and not (is_run and name in _NO_RUNS)]
 
 
@@ -117,7 +117,7 @@ def _natural(path: Path) -> list[list[tuple[int, str]]]:
 def _read_run(folder: Path, workdir: Path) -> Run:
     config, lines = _config(folder / CONFIG), _lines(folder)
     steps = _steps(config)
-    done = (folder / MODEL).is_dir() and (steps is None or not lines or lines[-1]["step"] >= steps)
+    done = paths.is_whole(folder / MODEL) and (steps is None or not lines or lines[-1]["step"] >= steps)
     name = folder.relative_to(workdir).as_posix() if folder != workdir else workdir.resolve().name
     return Run(name, folder, config, lines, _pictures(folder / pictures.FOLDER), done)
 

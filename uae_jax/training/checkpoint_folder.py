@@ -15,6 +15,7 @@ import re
 from etils import epath
 
 from uae_jax.errors import RunError
+from uae_jax.paths import UNFINISHED
 from uae_jax.training import manifest
 
 _TEMPORARY = ".tmp-"
@@ -70,7 +71,7 @@ class CheckpointFolder:
         working = self.working(step)
         working.mkdir(parents=True)
         if not self._renames:
-            (working / manifest.UNFINISHED).write_text("")
+            (working / UNFINISHED).write_text("")
 
     def commit(self, step: int) -> None:
         """Makes a checkpoint of what was written.
@@ -84,7 +85,7 @@ class CheckpointFolder:
             working.rename(self.at(step))
             manifest.sync(self.path)
         else:
-            (working / manifest.UNFINISHED).unlink()
+            (working / UNFINISHED).unlink()
 
     def choose(self) -> int | None:
         """Finds the newest intact checkpoint, and sets aside the damaged ones before it.
@@ -129,7 +130,7 @@ class CheckpointFolder:
                 if self._renames:
                     path = path.rename(self.path / f"{_TEMPORARY}{self._run}-{step:08d}-old")
                 else:
-                    (path / manifest.UNFINISHED).write_text("")
+                    (path / UNFINISHED).write_text("")
                 path.rmtree()
             except OSError as error:
                 log.warning("%s: cannot be deleted: %s", path, error)
@@ -161,4 +162,4 @@ class CheckpointFolder:
         return sorted(self.path.iterdir()) if self.path.is_dir() else []
 
     def _is_unfinished(self, path: epath.Path) -> bool:
-        return not self._renames and (path / manifest.UNFINISHED).exists()
+        return not self._renames and (path / UNFINISHED).exists()

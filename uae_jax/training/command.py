@@ -7,6 +7,7 @@ from pathlib import Path
 
 import tqdm
 
+from uae_jax import paths
 from uae_jax.data.sources import open_source
 from uae_jax.parallel import processes
 from uae_jax.stages import precompute
@@ -20,9 +21,10 @@ def train(args: argparse.Namespace) -> int:
         experiments = configure.load_config(args.config, args.overrides)
         print(json.dumps({name: configure.to_json(experiment) for name, experiment in experiments}, indent=2))
         return 0
+    workdir = paths.as_path(args.workdir)
     with processes.together():  # first of all, as a config may use JAX
         experiments = configure.load_config(args.config, args.overrides)
-        folders = loop.train_stages(experiments, Path(args.workdir), quiet=args.quiet)
+        folders = loop.train_stages(experiments, workdir, quiet=args.quiet)
         if processes.is_main():
             print(*folders, sep="\n")
     return 0

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from uae_jax import paths
 from uae_jax.data.loader import Loader
 from uae_jax.errors import RunError
 from uae_jax.parallel import global_arrays, processes
@@ -55,7 +56,7 @@ def train_stages(experiments: Sequence[tuple[str, Experiment]], workdir: Path, *
 
     Args:
       experiments: name and experiment of each; a single one works in `workdir` itself, several in folders below it.
-      workdir: whatever of the run is there already is not done again.
+      workdir: local or "gs://..."; whatever of the run is there already is not done again.
       quiet: no progress bar.
 
     Returns:
@@ -66,6 +67,7 @@ def train_stages(experiments: Sequence[tuple[str, Experiment]], workdir: Path, *
       Stopped: on SIGTERM, after saving.
     """
     results: dict[str, Path] = {}
+    workdir = paths.as_path(workdir)
     for (name, experiment), folder in zip(experiments, stage_folders(experiments, workdir), strict=True):
         settings = _with_results(experiment.settings, results, name)
         results[name] = train(dataclasses.replace(experiment, settings=settings), folder, name=name, quiet=quiet)
@@ -96,6 +98,7 @@ def _with_results(settings: Any, results: dict[str, Path], name: str) -> Any:
 
 def train(experiment: Experiment, workdir: Path, *, name: str = "", quiet: bool = False) -> Path:
     """Runs one stage from its last checkpoint, or from the start, to its end; see `train_stages`."""
+    workdir = paths.as_path(workdir)
     stage = registry.find(experiment.stage)(experiment.settings, experiment.seed)
     mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     check_batch(experiment, mesh, stage.updates)
@@ -123,6 +126,7 @@ def remember(experiment: Experiment, workdir: Path) -> None:
 
     Raises:
       ValueError: if the folder belongs to a run with other settings; names them.
+      OSError: if nothing can be written there.
     """
     file = workdir / "config.json"
     # One process looks and writes; the others wait for it, as they might read what it is just writing.
@@ -132,16 +136,19 @@ def remember(experiment: Experiment, workdir: Path) -> None:
 
 
 def _remember(experiment: Experiment, file: Path) -> None:
-    if file.exists():
-        changed = configure.differences(json.loads(file.read_text()), configure.to_json(experiment))
+    with paths.os_errors(file):
+        before = json.loads(file.read_text()) if file.exists() else None
+    if before is not None:
+        changed = configure.differences(before, configure.to_json(experiment))
         bound = [line for line in changed if not line.split(":")[0].startswith(_FREE)]
         if bound:
             raise ValueError(
                 f"{file.parent}: belongs to a run with other settings; take another --workdir, or undo: "
                 f"{'; '.join(bound)}"
             )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(configure.to_json(experiment), indent=2) + "\n")
+    with paths.os_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    paths.write(file, json.dumps(configure.to_json(experiment), indent=2) + "\n")
 
 
 # What only says how long to go on, on what, and how often to look: it may change between two starts.
@@ -218,7 +225,7 @@ class Run:
         """Steps until the last one is done; returns the model folder."""
         experiment, result = self.experiment, self.workdir / MODEL
         start = int(self.state.step)
-        if start >= experiment.steps and processes.from_main(result.is_dir()):
+        if start >= experiment.steps and processes.from_main(paths.is_whole(result)):
             self.progress.note(f"{self.name}: done already, {result}")
             return result
         if start < experiment.steps:

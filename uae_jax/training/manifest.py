@@ -15,8 +15,10 @@ from typing import Any
 
 from etils import epath
 
+from uae_jax import paths
+from uae_jax.paths import UNFINISHED
+
 MANIFEST = "manifest.json"
-UNFINISHED = "unfinished"  # where folders cannot be renamed: lies in one that is being written or deleted
 FORMAT = 1
 _CHUNK = 1 << 20  # bytes; hashlib gives up the interpreter lock while it digests one
 _READERS = 4
@@ -24,7 +26,7 @@ _READERS = 4
 
 def is_local(path: epath.Path) -> bool:
     """Whether a path is on a file system that renames atomically and knows fsync; buckets ("gs://...") do not."""
-    return "://" not in os.fspath(path)
+    return not paths.is_remote(path)
 
 
 def write(folder: epath.Path, step: int) -> None:

@@ -12,11 +12,13 @@ import jax
 import numpy as np
 from etils import epath
 
+from uae_jax import paths
 from uae_jax.parallel import global_arrays
 from uae_jax.training.tensorboard import TensorBoardWriter
 
 FILE = "metrics.jsonl"
 EVENTS = "tensorboard"
+_UPLOAD_SECONDS = 300  # between two uploads to a bucket; each holds up the steps
 Array = Any
 
 
@@ -82,7 +84,8 @@ class MetricsWriter:
 
     A line holds "step", "time" (seconds since 1970) and name -> number; of numbers that JSON has not, NaN is null and
     the infinities are "inf" and "-inf". Only the first process of a run writes. What cannot be written, on a full disk,
-    ends no run: it is reported, kept, and written as soon as that is possible.
+    ends no run: it is reported, kept, and written as soon as that is possible. To a bucket, which takes
+    files as a whole, all goes with each checkpoint, and every five minutes.
 
     Args:
       workdir: of the run, local or remote; made if it is not there.
@@ -101,6 +104,7 @@ class MetricsWriter:
         self._folder = epath.Path(workdir)
         self._file = self._folder / FILE
         self._report = report
+        self._remote, self._uploaded = paths.is_remote(self._folder), time.monotonic()
         self._events: TensorBoardWriter | None = None
         self._handle: Any = None
         self._step, self._resumed_from = step, step or None
@@ -122,22 +126,25 @@ class MetricsWriter:
         self._step = step
         self._attempt(step, lambda: self._append(line))
         self._attempt(step, lambda: self._tensorboard().write_scalars(step, values))
-        self._attempt(step, lambda: self._tensorboard().flush())
+        self._show(step)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Shows images, name -> u8[H, W, 3], in TensorBoard."""
         self._attempt(step, lambda: self._tensorboard().write_images(step, images))
-        self._attempt(step, lambda: self._tensorboard().flush())
+        self._show(step)
 
     def texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Shows texts, Markdown, in TensorBoard."""
         self._attempt(step, lambda: self._tensorboard().write_texts(step, texts))
-        self._attempt(step, lambda: self._tensorboard().flush())
+        self._show(step)
 
     def flush(self) -> None:
         """Makes what was written visible to others; local files always are."""
         if self._handle is None and self._lines:
             self._attempt(self._step, self._rewrite)
+        if self._remote:
+            self._uploaded = time.monotonic()
+            self._attempt(self._step, lambda: self._events and self._events.flush())
 
     def close(self) -> None:
         """Flushes and closes the files."""
@@ -152,6 +159,12 @@ class MetricsWriter:
 
     def __exit__(self, *exception: Any) -> None:
         self.close()
+
+    def _show(self, step: int) -> None:
+        if not self._remote:
+            self._attempt(step, lambda: self._tensorboard().flush())
+        elif time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+            self.flush()
 
     def _attempt(self, step: int, action: Callable[[], None]) -> None:
         if not self._first:
@@ -175,7 +188,7 @@ class MetricsWriter:
 
     def _append(self, line: dict[str, Any]) -> None:
         if self._handle is None:
-            if _is_local(self._file):  # remote files are written whole, when flushed
+            if not self._remote:  # remote files are written whole, when flushed
                 self._rewrite()
             return
         self._handle.write(json.dumps(line) + "\n")
@@ -183,15 +196,11 @@ class MetricsWriter:
 
     def _rewrite(self) -> None:
         """Writes all lines anew; the file is the old one or the new one at every moment."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        text = "".join(json.dumps(line) + "\n" for line in self._lines)
-        if not _is_local(self._file):
-            self._file.write_text(text)
-            return
-        temporary = self._file.with_name(FILE + ".part")
-        temporary.write_text(text)
-        os.replace(temporary, self._file)
-        self._handle = self._file.open("a")
+        if not self._remote:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        paths.write(self._file, "".join(json.dumps(line) + "\n" for line in self._lines))
+        if not self._remote:
+            self._handle = self._file.open("a")
 
     def _tensorboard(self) -> TensorBoardWriter:
         if self._events is None:
@@ -232,7 +241,3 @@ def from_json_number(value: float | str | None) -> float:
 def column(history: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
     """(step, value) of one metric, where it was measured."""
     return [(line["step"], from_json_number(line[name])) for line in history if name in line]
-
-
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in os.fspath(path)

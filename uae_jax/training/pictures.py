@@ -1,5 +1,6 @@
 """Grids of images with captions, as an evaluation leaves them to be looked at."""
 
+import io
 import os
 import re
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageDraw, ImageFont
 
+from uae_jax import paths
 from uae_jax.stages.base import Picture
 
 FOLDER = "pictures"
@@ -81,11 +83,11 @@ def save_pictures(workdir: str | os.PathLike, step: int, pictures: Sequence[Pict
     grids = {picture.name: render_grid(picture) for picture in pictures}
     for name, grid in grids.items():
         folder = epath.Path(workdir) / FOLDER / name
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{step:08d}.part"
-        with temporary.open("wb") as file:
-            Image.fromarray(grid).save(file, format="PNG")
-        temporary.replace(folder / f"{step:08d}.png")
+        encoded = io.BytesIO()
+        Image.fromarray(grid).save(encoded, format="PNG")
+        with paths.os_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        paths.write(folder / f"{step:08d}.png", encoded.getvalue())
     return grids
 
 

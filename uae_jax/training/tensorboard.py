@@ -8,12 +8,16 @@ tensorboardX's synchronous writer, so that what cannot be written is known at on
 import contextlib
 import os
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from uae_jax import paths
 
 _TENSORFLOW_WRITER = "clu.metric_writers.tf.summary_writer"
 
@@ -44,10 +48,10 @@ with _hidden("torch"):
 
 
 class TensorBoardWriter(interface.MetricWriter):
-    """Writes scalars, images, texts and histograms into one event file.
+    """Writes scalars, images, texts and histograms into one event file; in a bucket into one for each flush.
 
     Args:
-      folder: local, or remote where tensorboardX knows the kind; made if it is not there.
+      folder: local, made if it is not there; or in a bucket, which sees nothing before a flush.
       after_step: of a run that goes on from this step; TensorBoard then hides what earlier files hold of later ones.
         None for a run that begins.
 
@@ -56,9 +60,12 @@ class TensorBoardWriter(interface.MetricWriter):
     """
 
     def __init__(self, folder: str | os.PathLike, after_step: int | None = None):
-        directory_check(os.fspath(folder))
-        # Without the suffix, a second file of the same second would overwrite the first; files are read in name order.
-        self._events = EventsWriter(os.path.join(os.fspath(folder), "events"), f".{time.time_ns()}")
+        # tensorboardX's own writer for buckets raises what is no OSError, and sends all since the start at each flush.
+        self._bucket = paths.as_path(folder) if paths.is_remote(folder) else None
+        self._waiting = tempfile.TemporaryDirectory() if self._bucket else None
+        self._folder = self._waiting.name if self._waiting else os.fspath(folder)
+        self._events: EventsWriter | None = None
+        self._begin()
         if after_step is not None:
             log = SessionLog(status=SessionLog.START)
             self._events.write_event(Event(wall_time=time.time(), step=after_step + 1, session_log=log))
@@ -105,11 +112,32 @@ class TensorBoardWriter(interface.MetricWriter):
 
     def flush(self) -> None:
         """Puts into the file what was written."""
-        self._events.flush()
+        if self._bucket is None:
+            self._events.flush()
+        elif self._events is not None:
+            self._send()
 
     def close(self) -> None:
         """Flushes and closes the file."""
+        if self._bucket is None:
+            self._events.close()
+            return
+        self.flush()
+        self._waiting.cleanup()
+
+    def _begin(self) -> None:
+        directory_check(self._folder)
+        # Without the suffix, a second file of the same second would overwrite the first; files are read in name order.
+        self._events = EventsWriter(os.path.join(self._folder, "events"), f".{time.time_ns()}")
+
+    def _send(self) -> None:
         self._events.close()
+        self._events = None
+        for file in sorted(Path(self._folder).iterdir()):
+            paths.write(self._bucket / file.name, file.read_bytes())
+            file.unlink()
 
     def _write(self, step: int, value: Any) -> None:
+        if self._events is None:
+            self._begin()
         self._events.write_event(Event(wall_time=time.time(), step=step, summary=value))

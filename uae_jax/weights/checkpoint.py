@@ -15,6 +15,7 @@ from typing import NoReturn
 import jax
 import numpy as np
 
+from uae_jax import paths
 from uae_jax.weights import safetensors
 from uae_jax.weights.errors import WeightsError
 from uae_jax.weights.safetensors import Tensor
@@ -39,9 +40,11 @@ _DOWNLOADS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
 
 def resolve(name_or_path: str | os.PathLike, *, subfolder: str = "", offline: bool = False) -> Path:
-    """Finds a checkpoint folder: an embedded model, a local path, or a repository of the Hugging Face hub.
+    """Finds a checkpoint folder: an embedded model, a local path, a bucket's, or a repository of the Hugging Face hub.
 
     "tiny" and "tiny/scorers/clip" are embedded, and win over a local folder of that name, which "./tiny" means.
+
+    What lies in a bucket, "gs://...", is copied to this machine, once; see `paths.fetch`.
 
     The hub is reached through its cache. Only safetensors, JSON and tokenizer files are fetched. Without a network (or
     with `HF_HUB_OFFLINE=1`) the cache alone serves.
@@ -54,6 +57,8 @@ def resolve(name_or_path: str | os.PathLike, *, subfolder: str = "", offline: bo
     Raises:
       WeightsError: if there is neither; says what was tried.
     """
+    if paths.is_remote(name_or_path):
+        return _fetched(name_or_path, offline)
     embedded = isinstance(name_or_path, str) and name_or_path.split("/")[0] in embedded_names()
     path = EMBEDDED / name_or_path if embedded else Path(name_or_path).expanduser()
     if path.exists():
@@ -72,6 +77,15 @@ def resolve(name_or_path: str | os.PathLike, *, subfolder: str = "", offline: bo
             f"download it with `hf download {name_or_path}` or give a local path"
         ) from None
     return Path(found)
+
+
+def _fetched(path: str | os.PathLike, offline: bool) -> Path:
+    if offline:
+        raise WeightsError(f"{path}: in a bucket, which is not reached out to; give a local path")
+    try:
+        return paths.fetch(path)
+    except OSError as error:
+        raise WeightsError(f"{error}; wanted a folder with a model") from error
 
 
 def embedded_names() -> tuple[str, ...]:
@@ -259,17 +273,23 @@ class NewFolder:
     Writes go to a hidden sibling, renamed into place at the end; an error removes it, and leaves what was at `path`. In
     a run of several processes all make it, and what the first one wrote appears.
 
+    Into a bucket what was written is copied at the end; see `paths.upload`.
+
     Raises:
       FileExistsError: on entry, if `path` exists and is not an empty folder; with `force`, which replaces it at the
         end and only then, if it is not a folder that this package, transformers, diffusers or PEFT wrote.
     """
 
     def __init__(self, path: str | os.PathLike, *, force: bool = False):
-        self.path = Path(path).resolve()  # a link to a folder on a larger disk stays one
+        self.remote = paths.is_remote(path)
+        path = paths.as_path(path)
+        self.path = path if self.remote else path.resolve()  # a link to a folder on a larger disk stays one
         self.force = force
         self._suffix = uuid.uuid4().hex[:8]
         self._temporary = self.path.with_name(f".{self.path.name}.{self._suffix}.part")
-        self._elsewhere = tempfile.TemporaryDirectory() if jax.process_index() else None  # of a process that only helps
+        # Of a process that only helps, or for what is copied afterwards.
+        elsewhere = jax.process_index() or self.remote
+        self._elsewhere = tempfile.TemporaryDirectory() if elsewhere else None
 
     def __enter__(self) -> Path:
         self.check()
@@ -292,7 +312,12 @@ class NewFolder:
 
     def __exit__(self, kind, error, trace) -> None:
         if self._elsewhere is not None:
-            self._elsewhere.cleanup()
+            try:
+                if kind is None and not jax.process_index():
+                    self.check()
+                    paths.upload(Path(self._elsewhere.name), self.path)
+            finally:
+                self._elsewhere.cleanup()
             return
         try:
             if kind is None:
@@ -317,6 +342,8 @@ class NewFolder:
 
 def _is_checkpoint(folder: Path) -> bool:
     """Whether a folder can be nothing but a written model, so that replacing it destroys no other data."""
+    if paths.is_remote(folder):  # or what is left of one
+        return any((folder / name).exists() for name in (paths.UNFINISHED, *MARKERS))
     for name, fields in MARKERS.items():
         if os.path.isfile(folder / name):
             try:

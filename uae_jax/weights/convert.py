@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from uae_jax import paths
 from uae_jax.weights import checkpoint, clip, native, pretrained, uae
 from uae_jax.weights.architecture import Pretrained
 from uae_jax.weights.errors import WeightsError
@@ -71,7 +72,7 @@ def export(
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}, wanted a positive number")
     checkpoint.NewFolder(dst, force=force).check()
-    root = Path(src).expanduser()
+    root = paths.fetch(src) if paths.is_remote(src) else Path(src).expanduser()
     if (root / checkpoint.UAE_NATIVE).is_file():
         weights = uae.load(root)
         uae.save_published(weights, dst, force=force, max_shard_bytes=max_shard_bytes)

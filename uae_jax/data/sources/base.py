@@ -17,6 +17,7 @@ from etils import epath
 
 from uae_jax.data.images import ImageError
 from uae_jax.data.validity import RecordError
+from uae_jax.paths import is_remote
 
 MAX_IMAGE_BYTES = 256 << 20  # of an encoded image; 64 megapixels of 16-bit RGB fit, uncompressed archives do not
 MAX_TEXT_BYTES = 16 << 20  # of a caption file, or one row of a table
@@ -25,11 +26,6 @@ CAPTION_WORDS = ("caption", "captions", "text", "txt", "prompt", "description")
 
 class SourceError(ValueError):
     """A source cannot be opened; one line says what is there, what was wanted, and what helps."""
-
-
-def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is another machine's, as "gs://bucket/folder" is."""
-    return "://" in os.fspath(path)
 
 
 def need(module: str, package: str, what: str) -> ModuleType:
