@@ -5,6 +5,7 @@ Objects appear whole, when they are closed. They are neither appended to nor ren
 """
 
 import contextlib
+import fnmatch
 import http.server
 import io
 import itertools
@@ -59,7 +60,8 @@ class Bucket(backend.Backend):
         return sorted({name.split("/")[0] for name in self.names(_name(path))})
 
     def glob(self, path):
-        raise NotImplementedError
+        folder, pattern = os.fspath(path).rsplit("/", 1)
+        return [f"{folder}/{name}" for name in fnmatch.filter(self.listdir(folder), pattern)]
 
     def walk(self, top, *, top_down=True, on_error=None):
         raise NotImplementedError
