@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,7 +68,7 @@ def write(path: str | os.PathLike, data: bytes | str) -> None:
             epath.Path(path).write_bytes(data)
         return
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
@@ -123,10 +122,10 @@ def fetch(folder: str | os.PathLike) -> Path:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "uae_jax" / "buckets"
         place = cache / hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16] / folder.name
         place.parent.mkdir(parents=True, exist_ok=True)
-        with (place.parent / "lock").open("w") as lock:  # of several processes on a machine one copies
+        with (place.parent / ".lock").open("w") as lock:  # of several processes on a machine one copies
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not place.is_dir():
-                part = place.with_name("part")
+                part = place.with_name(".part")
                 shutil.rmtree(part, ignore_errors=True)  # of a killed process
                 for name in files:
                     (part / name).parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import re
 from etils import epath
 
 from uae_jax.errors import RunError
-from uae_jax.paths import UNFINISHED
+from uae_jax.paths import UNFINISHED, os_errors
 from uae_jax.training import manifest
 
 _TEMPORARY = ".tmp-"
@@ -127,11 +127,12 @@ class CheckpointFolder:
                 continue
             path = self.at(step)
             try:  # no half deleted folder may look like a damaged checkpoint
-                if self._renames:
-                    path = path.rename(self.path / f"{_TEMPORARY}{self._run}-{step:08d}-old")
-                else:
-                    (path / UNFINISHED).write_text("")
-                path.rmtree()
+                with os_errors(path):
+                    if self._renames:
+                        path = path.rename(self.path / f"{_TEMPORARY}{self._run}-{step:08d}-old")
+                    else:
+                        (path / UNFINISHED).write_text("")
+                    path.rmtree()
             except OSError as error:
                 log.warning("%s: cannot be deleted: %s", path, error)
 
@@ -140,13 +141,15 @@ class CheckpointFolder:
         for path in self._entries():
             if path.name.startswith(_TEMPORARY) or (_STEP.fullmatch(path.name) and self._is_unfinished(path)):
                 try:
-                    path.rmtree() if path.is_dir() else path.unlink()
+                    with os_errors(path):
+                        path.rmtree() if path.is_dir() else path.unlink()
                 except OSError as error:
                     log.warning("%s: cannot be removed: %s", path, error)
 
     def _problems(self, step: int) -> list[str]:
         try:
-            return manifest.problems(self.at(step), step)
+            with os_errors(self.at(step)):
+                return manifest.problems(self.at(step), step)
         except OSError as error:  # says nothing about the checkpoint, so that is left as it is
             raise CheckpointError(f"{self.at(step)}: cannot be read: {error}; try again once it can") from error
 

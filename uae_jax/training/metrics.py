@@ -84,8 +84,8 @@ class MetricsWriter:
 
     A line holds "step", "time" (seconds since 1970) and name -> number; of numbers that JSON has not, NaN is null and
     the infinities are "inf" and "-inf". Only the first process of a run writes. What cannot be written, on a full disk,
-    ends no run: it is reported, kept, and written as soon as that is possible. To a bucket, which takes
-    files as a whole, all goes with each checkpoint, and every five minutes.
+    ends no run: it is reported, kept, and written as soon as that is possible. To a bucket, which takes files as a
+    whole, all goes with each checkpoint, and every five minutes.
 
     Args:
       workdir: of the run, local or remote; made if it is not there.
