@@ -148,12 +148,12 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
 
 @contextlib.contextmanager
 def os_errors(path: str | os.PathLike) -> Iterator[None]:
-    """Lets whatever goes wrong with a bucket be an `OSError`: its libraries raise many kinds."""
+    """Lets whatever goes wrong with a bucket be an `OSError` that names the path: its libraries raise many kinds."""
     try:
         yield
-    except OSError:
-        raise
     except Exception as error:
+        if isinstance(error, OSError) and (not is_remote(path) or os.fspath(path) in str(error)):
+            raise
         lines = str(error).strip().splitlines() or [""]
         raise OSError(f"{path}: {type(error).__name__}: {lines[0]}") from error
 
