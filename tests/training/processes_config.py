@@ -15,6 +15,8 @@ def get_config(arg=None):
         config["settings"] |= {"model": "new:tiny"}
         if "group" in config["settings"]:  # rewards of what has learnt nothing hardly differ
             config["settings"]["advantage"] = {"floor": 0.0}
+        if arg == "gen_for_understanding":  # its logits lie far apart, so that at 1 there is nothing to choose
+            config["settings"]["temperature"] = 100.0
     config["data"]["sources"][0]["scenes"]["size"] = config["data"]["resolution"]
     config["validation"] = {**config["data"], "shuffle": False}
     return ConfigDict(config)

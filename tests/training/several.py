@@ -21,7 +21,8 @@ def started(arguments, count, folder, *, devices=1, missing=(), **environment):
         port = free.getsockname()[1]
     common = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        # Compiling takes longer than running here.
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
         **environment,
     }
     if count > 1:

@@ -46,6 +46,8 @@ def test_two_processes_train_a_stage_as_one(stage, tmp_path):
         assert wanted or group == "stage"
         assert not wanted or relative(trained(tmp_path / "two", group), wanted) < 1e-6
     lines = [history(tmp_path / name / "run") for name in ("two", "one")]
+    assert lines[1][0]["grad_norm"] > 0  # else all of the above says nothing
+    assert lines[0][0]["grad_norm"] == pytest.approx(lines[1][0]["grad_norm"], rel=1e-6)
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
     for line, other in zip(*lines, strict=True):
         assert line == pytest.approx(other, rel=1e-4, abs=1e-5)
