@@ -172,9 +172,11 @@ def test_ways_back_are_what_is_traced(mode, remat):
     latents, timestep, context, pooled = rest
     if mode == "full":
         got = products(jax.grad(lambda p, *given: program(p, *given).sum()), params, *rest)
-    else:  # what adapters leave of it: gradients of activations, here of what both streams begin with
-        loss = lambda x, c, p, t, v: program(p, x, t, c, v).sum()  # noqa: E731
-        got = products(jax.grad(loss, argnums=(0, 1)), latents, context, params, timestep, pooled)
+    else:
+        # What adapters leave of it: gradients of activations, here of what both streams and the gates are made of.
+        # (Without the gates', a layer's last product would not be computed again.)
+        loss = lambda x, c, v, p, t: program(p, x, t, c, v).sum()  # noqa: E731
+        got = products(jax.grad(loss, argnums=(0, 1, 2)), latents, context, pooled, params, timestep)
     forward = flops.sd3_denoise(config, 64, 48)
     wanted = Backward(mode, remat, flash=False).of(forward)
     assert got == pytest.approx(wanted.total, rel=0.06)  # ends and modulation are not computed again
