@@ -56,6 +56,9 @@ setup(
         "test": [
             "accelerate",
             "diffusers>=0.42",
+            "ipykernel>=6.29",  # notebooks
+            "matplotlib>=3.9",  # likewise
+            "nbclient>=0.10",  # likewise
             "peft>=0.21",
             "pytest>=8",
             "pytest-xdist>=3.6",
