@@ -134,7 +134,7 @@ def load(
 
 
 def on_host(weights: UAEWeights) -> UAEWeights:
-    """The same with NumPy arrays; a program that is called with them copies them to the device, and frees them there."""
+    """The same with NumPy arrays; programs that get them copy them to the device and free them there."""
     parts = {name: getattr(weights, name) for name in (*_PARTS, "encoder_lora", "decoder_lora")}
     held = {
         name: dataclasses.replace(part, params=jax.tree.map(np.asarray, part.params))
