@@ -30,6 +30,7 @@ def execute(file: Path, folder: Path, **parameters: object) -> nbformat.Notebook
     environment |= {"UAE_NOTEBOOK_MODEL": "tiny", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {f"UAE_NOTEBOOK_{name}": str(value) for name, value in parameters.items()}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment["PYTHONWARNINGS"] = "ignore:IProgress not found"  # no widgets, no bars
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # `!uae`
     notebook = nbformat.read(file, as_version=4)
     client = NotebookClient(
