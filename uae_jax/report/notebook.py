@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from uae_jax.html import encoded
 from uae_jax.report import curves
 from uae_jax.report.charts import Chart
 from uae_jax.report.runs import Run, read_runs
@@ -37,10 +38,12 @@ def show(columns: Mapping[str, Sequence[Image.Image]], texts: Sequence[str] = ()
     Raises:
       ValueError: unless all columns have as many images, and there are as many texts or none.
     """
-    from IPython.display import display
+    from IPython import display
 
     rows = [[np.asarray(image.convert("RGB")) for image in row] for row in zip(*columns.values(), strict=True)]
-    display(Image.fromarray(render_grid(Picture("images", tuple(columns), rows, tuple(texts)))))
+    grid = Image.fromarray(render_grid(Picture("images", tuple(columns), rows, tuple(texts))))
+    # As bytes: an image of Pillow would be kept twice, as PNG and as JPEG.
+    display.display(display.Image(data=encoded(grid, "PNG", optimize=True)))
 
 
 @contextlib.contextmanager
@@ -51,16 +54,16 @@ def watch(workdir: str | os.PathLike, every_s: float = 5.0) -> Iterator[None]:
       workdir: as `uae train` has it; there need be nothing in it yet.
       every_s: seconds between two looks.
     """
-    from IPython.display import display
+    from IPython import display
 
     # Two places below the cell that are drawn anew, not one after another.
-    places = [display(display_id=True) for _ in range(2)]
+    places = [display.display(display_id=True) for _ in range(2)]
     ended = threading.Event()
 
     def look() -> None:
         for place, image in zip(places, (charts_png(workdir), newest_picture(workdir)), strict=True):
             if image is not None:
-                place.update({"image/png": image}, raw=True)
+                place.update(display.Image(data=image))
 
     def go_on() -> None:
         while not ended.wait(every_s):
