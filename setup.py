@@ -49,13 +49,16 @@ setup(
         "tpu": ["jax[tpu]"],
         "gcs": ["etils[epath-gcs]>=1.12"],  # folders in gs:// buckets
         "plan": ["jax[tpu]"],  # the TPU compiler, for `uae plan`; needs no TPU
-        "notebook": ["jupyterlab", "matplotlib"],
+        "notebook": ["ipywidgets", "jupyterlab", "matplotlib"],
         # The documentation site; `launch/docs.sh` installs these alone, for it needs nothing of the package.
         "docs": ["furo>=2025.12.19", "griffelib>=2.4", "latex2mathml>=3.81", "myst-parser>=5.2", "sphinx>=9.0"],
         # The originals that we are compared with; never imported by the package.
         "test": [
             "accelerate",
             "diffusers>=0.42",
+            "ipykernel>=6.29",  # notebooks
+            "matplotlib>=3.9",  # likewise
+            "nbclient>=0.10",  # likewise
             "peft>=0.21",
             "pytest>=8",
             "pytest-xdist>=3.6",

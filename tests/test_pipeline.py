@@ -283,6 +283,22 @@ def test_a_mesh_changes_nothing(uae, uae_checkpoint):
     assert all(difference(*pair) <= 1 for pair in pairs)
 
 
+def test_staged_weights_stay_on_the_host_and_change_nothing(uae, uae_checkpoint, tmp_path):
+    convert.convert(str(uae_checkpoint[0]), tmp_path / "native")
+    for folder in (uae_checkpoint[0], tmp_path / "native"):
+        staged = UAE.from_pretrained(folder, dtype="float32", max_pixels=MAX_PIXELS, staged=True)
+        parts = [part for part in vars(staged.weights).values() if hasattr(part, "params")]
+        assert len(parts) == 8  # six models and two adapters
+        assert all(isinstance(leaf, np.ndarray) for part in parts for leaf in jax.tree.leaves(part.params))
+    (theirs,), (ours,) = (
+        model.reconstruct(photographs()[0], QUESTION, max_new_tokens=NEW, temperature=0, **PAINT)
+        for model in (uae, staged)
+    )
+    assert ours.caption == theirs.caption and difference(ours.image, theirs.image) == 0
+    with pytest.raises(ValueError, match="wanted no mesh"):
+        UAE.from_pretrained(uae_checkpoint[0], staged=True, mesh=make_mesh(2, 2, 2))
+
+
 # -- what goes in
 
 

@@ -9,6 +9,7 @@ Items are batched under a memory budget and padded to a few shapes, so nothing r
 Every item has a PRNG key of its own, made of the seed and its number, so it does not matter which others it is with.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
@@ -97,6 +98,7 @@ class UAE:
         pad_positions: str = "ones",
         processor: str | os.PathLike | None = None,
         progress: transfer.Progress | None = None,
+        staged: bool = False,
         **settings: Any,
     ) -> "UAE":
         """Loads a UAE folder, published or native.
@@ -114,18 +116,26 @@ class UAE:
             between versions of the published stack, see `uae_jax.models.qwen2_5_vl.positions.mrope_positions`.
           processor: folder or name of the base model, for tokenizer and image settings, where `llm_model` lacks them.
           progress: called with the bytes read, after each tensor.
+          staged: the weights stay in the host's memory, and a part is on the device only while it computes: encoder and
+            decoder need not fit there together. Each batch waits until its part is copied.
           **settings: of `UAE`.
 
         Raises:
           WeightsError: if the folder is no UAE checkpoint, or anything in it does not fit.
-          ValueError: if there is no tokenizer in it, and no `processor`.
+          ValueError: if there is no tokenizer in it, and no `processor`; if both `staged` and `mesh` are given.
         """
+        if staged and mesh is not None:
+            raise ValueError(
+                "staged keeps weights in the memory of one host, wanted no mesh; a mesh splits them instead"
+            )
         if dtype is None:
             dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
         root = checkpoint.resolve(name_or_path)
         if scorers is None:
             scorers = {folder.name: folder for folder in sorted((root / uae.SCORERS).glob("*")) if folder.is_dir()}
-        weights = uae.load(root, dtype=jnp.dtype(dtype), mesh=mesh, progress=progress)
+        with jax.default_device(jax.local_devices(backend="cpu")[0]) if staged else contextlib.nullcontext():
+            weights = uae.load(root, dtype=jnp.dtype(dtype), mesh=mesh, progress=progress)
+        weights = uae.on_host(weights) if staged else weights
         with uae.files_on_disk(weights) as files:
             folder = files / uae.LLM if processor is None else checkpoint.resolve(processor)
             prompts = PromptBuilder.from_folder(folder, weights.encoder.config, max_pixels, pad_positions=pad_positions)

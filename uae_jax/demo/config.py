@@ -3,10 +3,13 @@
     uae demo --workdir runs/demo
 
 or, without the evaluation and the report, `uae train --config uae_jax/demo/config.py --workdir runs/demo`.
-`configs/` has the same stages at lengths that are meant for research.
+`config.py:steps=10` gives every stage so many steps. `configs/` has the same stages at lengths that are meant for
+research.
 """
 
 from ml_collections import ConfigDict
+
+from uae_jax.training.configure import parse_arg
 
 _LEVELS, _WEIGHTS = ("medium", "long", "exhaustive"), (0.2, 0.4, 0.4)
 _TOKENS = 96  # of a caption: the encoder begins with some thirty, and time is short
@@ -14,19 +17,23 @@ _LORA = {"mode": "lora", "rank": 16, "alpha": 32.0, "existing": "merge"}
 
 
 def get_config(arg=None):
-    del arg
+    given = parse_arg(arg, steps=0).steps
     config = ConfigDict({"stages": ("pretrain", "cold_start", "understanding", "generation")})
-    config.pretrain = _stage("pretrain", "tiny", captions=True, steps=150, batch=32, rate=3e-4)
+    config.pretrain = _stage("pretrain", "tiny", captions=True, steps=given or 150, batch=32, rate=3e-4)
     config.pretrain.settings.update({"max_tokens": _TOKENS, "pictures": 8})
-    config.cold_start = _stage("cold_start", "previous", captions=True, steps=30, batch=8, rate=2e-4)
+    config.cold_start = _stage("cold_start", "previous", captions=True, steps=given or 30, batch=8, rate=2e-4)
     config.cold_start.settings.update(
         _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "decoder": _LORA, "paint": _paint(4, 3.0)})
     )
-    config.understanding = _stage("gen_for_understanding", "previous", captions=False, steps=40, batch=6, rate=5e-4)
+    config.understanding = _stage(
+        "gen_for_understanding", "previous", captions=False, steps=given or 40, batch=6, rate=5e-4
+    )
     config.understanding.settings.update(
         _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "group": 8, "paint": _paint(6, 3.0)})
     )
-    config.generation = _stage("understanding_for_gen", "previous", captions=False, steps=40, batch=8, rate=3e-4)
+    config.generation = _stage(
+        "understanding_for_gen", "previous", captions=False, steps=given or 40, batch=8, rate=3e-4
+    )
     config.generation.settings.update(_loop({"decoder": _LORA, **_fast()}))
     return config
 

@@ -83,7 +83,8 @@ def load_native(
         if shapes_only.active():
             return Pretrained(architecture, config, shapes_only.zeros(wanted))
         if mesh is None:
-            placed = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), wanted)
+            device = jax.config.jax_default_device or jax.devices()[0]
+            placed = jax.tree.map(lambda _: SingleDeviceSharding(device), wanted)
         else:
             placed = sharding.shardings(wanted, architecture.logical_axes.tree(wanted), mesh, rules)
         wanted = jax.tree.map(

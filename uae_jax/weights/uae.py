@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -130,6 +131,17 @@ def load(
         decoder_lora=_load_adapter(root / DIT_LORA, decoder, place) if (root / DIT_LORA).is_dir() else None,
         files=_read_files(root),
     )
+
+
+def on_host(weights: UAEWeights) -> UAEWeights:
+    """The same with NumPy arrays; programs that get them copy them to the device and free them there."""
+    parts = {name: getattr(weights, name) for name in (*_PARTS, "encoder_lora", "decoder_lora")}
+    held = {
+        name: dataclasses.replace(part, params=jax.tree.map(np.asarray, part.params))
+        for name, part in parts.items()
+        if part is not None
+    }
+    return dataclasses.replace(weights, **held)
 
 
 def _load_adapter(folder: Path, base: Pretrained, place: dict) -> Adapter:
