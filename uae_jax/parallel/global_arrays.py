@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from uae_jax.parallel import sharding
 
@@ -26,6 +26,8 @@ def rows_here(mesh: Mesh, count: int) -> np.ndarray:
 
 def put(array: Any, placed: Any) -> jax.Array:
     """Puts an array that every process has as a whole where a sharding says; each device takes its part."""
+    if isinstance(getattr(placed, "mesh", None), AbstractMesh):  # shapes alone: no device holds anything
+        return jax.device_put(array, placed)
     if placed.is_fully_addressable or (isinstance(array, jax.Array) and not array.is_fully_addressable):
         return jax.device_put(array, placed)
     # `device_put` would send everything around, to see that all have the same.
