@@ -20,6 +20,14 @@ sed seq setsid sh sleep sort tail tar tee touch tr true uname wc xargs
 CONFIG = "configs/it's a config.py"
 
 
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """What starts these tests in the background may have them ignore SIGINT, and so all that they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Cloud:
     """Stand-ins, workers and a checkout.
 
