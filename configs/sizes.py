@@ -75,7 +75,7 @@ def run(options: SimpleNamespace, stage: str, settings: ConfigDict, data: dict[s
     """The whole experiment; `more` are its further fields."""
     config = ConfigDict({"stage": stage, "settings": settings, "seed": options.seed, **data, **more})
     if options.size == "full":
-        config.mesh = {"data": 1, "fsdp": -1}
+        config.mesh = {"data": -1, "fsdp": 8}  # over more, widths of 2432 make parts that compilers handle badly
     return config
 
 

@@ -43,8 +43,8 @@ def test_some_of_the_devices():
     [
         ({}, "mesh data 1 x fsdp 1 x tensor 1 x sequence 1 needs 1 devices, got 8"),
         ({"data": 16}, "mesh data 16 x fsdp 1 x tensor 1 x sequence 1 needs 16 devices, got 8"),
-        ({"data": 3, "fsdp": -1}, "mesh data 3 x fsdp 2 x tensor 1 x sequence 1 needs 6 devices, got 8"),
-        ({"data": 16, "fsdp": -1}, "needs 0 devices, got 8"),
+        ({"data": 3, "fsdp": -1}, "mesh data 3 x fsdp -1 x tensor 1 x sequence 1 needs a multiple of 3 devices, got 8"),
+        ({"data": 16, "fsdp": -1}, "needs a multiple of 16 devices, got 8"),
         ({"data": -1, "tensor": -1}, "mesh axes data, tensor are all -1; only one can take the remaining devices"),
     ],
 )

@@ -51,8 +51,11 @@ def mesh_sizes(count: int, data: int = 1, fsdp: int = 1, tensor: int = 1, sequen
         raise ValueError(f"mesh axes {', '.join(open_axes)} are all -1; only one can take the remaining devices")
     if open_axes:
         known = math.prod(size for size in sizes.values() if size != -1)
+        if count % known:
+            shown = " x ".join(f"{name} {size}" for name, size in sizes.items())
+            raise ValueError(f"mesh {shown} needs a multiple of {known} devices, got {count}; set other sizes of axes")
         sizes[open_axes[0]] = count // known
     if math.prod(sizes.values()) != count:
         shown = " x ".join(f"{name} {size}" for name, size in sizes.items())
-        raise ValueError(f"mesh {shown} needs {math.prod(sizes.values())} devices, got {count}")
+        raise ValueError(f"mesh {shown} needs {math.prod(sizes.values())} devices, got {count}; -1 takes the rest")
     return sizes

@@ -46,8 +46,8 @@ CASES = (
     Case("cold_start", 8, 1),
     Case("gen_for_understanding", 4, 8),
     Case("gen_for_understanding", 4, 1),
-    Case("understanding_for_gen", 24, 8),
-    Case("understanding_for_gen", 24, 1),
+    Case("understanding_for_gen", 6, 8),
+    Case("understanding_for_gen", 6, 1),
 )
 
 
