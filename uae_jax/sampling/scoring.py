@@ -45,7 +45,7 @@ def token_scores(
       variables: {"params": ..., and maybe "lora": ...}.
       hidden: [B, T, D], final hidden states.
       targets: i32[B, T], the token that should follow each.
-      chunk: how many positions' logits exist at a time, forwards and backwards; 0, or where it does not divide T: all.
+      chunk: how many positions' logits exist at a time, forwards and backwards; 0 for all.
       temperature: that tokens were drawn at; logits are divided by it, as `sampling.tokens` does.
 
     Returns:
@@ -60,14 +60,17 @@ def token_scores(
         return TokenScores(chosen, jnp.argmax(logits, axis=-1) == wanted, entropy)
 
     length = targets.shape[1]
-    if not chunk or length <= chunk or length % chunk:
+    if not chunk or length <= chunk:
         return score(hidden, targets)
+    count = -(-length // chunk)
+    chunk = -(-length // count)  # as even as can be: 513 positions by 256 are three parts of 171
 
-    def parts(x: Array) -> Array:  # [B, T, ...] -> [T / chunk, B, chunk, ...]
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+    def parts(x: Array) -> Array:  # [B, T, ...] -> [count, B, chunk, ...], zeros behind the last
+        x = jnp.pad(x, [(0, 0), (0, count * chunk - length), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), 1, 0)
 
     scored = jax.lax.map(jax.checkpoint(lambda pair: score(*pair)), (parts(hidden), parts(targets)))
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(targets.shape), scored)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :length], scored)
 
 
 def answer_scores(
