@@ -197,9 +197,16 @@ class UnderstandingForGen(LoopStage):
         flat = {name: _rows(batch[name]) for name in ("path", "old", "means") if name in batch}
         advantage = batch["advantage"].reshape(-1)
 
-        @jax.checkpoint
         def one(step: Array) -> tuple[Array, dict[str, Array]]:
             """Looks at trained step number `step`, from 0."""
+            v_reference = None
+            if reference is not None:  # out here, lest it be computed again on the way back
+                v_reference = jax.lax.stop_gradient(reference(flat["path"][:, step], first + step))
+            return against(step, v_reference)
+
+        @jax.checkpoint
+        def against(step: Array, v_reference: Array | None) -> tuple[Array, dict[str, Array]]:
+            """That step's loss, beside what the reference makes of it."""
             number = first + step
             x, after, old = flat["path"][:, step], flat["path"][:, step + 1], flat["old"][:, step]
             v = velocity(x, number)
@@ -215,8 +222,7 @@ class UnderstandingForGen(LoopStage):
             if s.guard:
                 loss = loss / (schedule.sigma[number] - schedule.sigma[number + 1])
             metrics = surrogate.ratio_metrics(ratio, advantage, ones, s.clip)
-            if reference is not None:
-                v_reference = jax.lax.stop_gradient(reference(x, number))
+            if v_reference is not None:
                 divergence = diffusion.step_kl(schedule, number, v, v_reference, s.kl_form)
                 loss = loss + s.kl * divergence
                 metrics |= {"kl": divergence.mean(), "velocity_gap": diffusion.velocity_gap(v, v_reference).mean()}
@@ -247,25 +253,26 @@ class UnderstandingForGen(LoopStage):
         x0, conditions = _rows(batch["x0"]), self._conditions(params, frozen, batch)
         good = diffusion.optimality(batch["advantage"].reshape(-1), max(s.advantage.clamp, 1.0))
         towers = self.uae.towers["decoder"]
-        policies = {
-            "own": self.uae.variables("decoder", params, frozen),
-            "old": towers.variables(state["decoder"], frozen["decoder"]),
-        }
+        variables = self.uae.variables("decoder", params, frozen)
+        others = {"old": towers.variables(state["decoder"], frozen["decoder"])}
         if s.kl:
-            policies["reference"] = towers.reference(frozen["decoder"])
+            others["reference"] = towers.reference(frozen["decoder"])
 
-        @jax.checkpoint
         def one(draw: Array) -> tuple[Array, dict[str, Array]]:
             level_key, noise_key = jax.random.split(draw)
             sigma = jax.random.uniform(level_key, x0.shape[:1], minval=0.01, maxval=1.0)
             x = flow_matching.noised(x0, jax.random.normal(noise_key, x0.shape), sigma)
-            v = {
-                name: self._velocity_at(variables, frozen, conditions, x, sigma) for name, variables in policies.items()
-            }
-            loss = diffusion.nft_loss(x, x0, sigma, v["own"], v["old"], good, s.nft_beta)
-            metrics = {"policy_gap": diffusion.velocity_gap(v["own"], v["old"]).mean()}
+            v = {name: self._velocity_at(others[name], frozen, conditions, x, sigma) for name in others}
+            return against(x, sigma, jax.lax.stop_gradient(v))  # out here, lest they be computed again on the way back
+
+        @jax.checkpoint
+        def against(x: Array, sigma: Array, v: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+            """The loss at a noise level, beside the velocities of the policies that do not learn."""
+            own = self._velocity_at(variables, frozen, conditions, x, sigma)
+            loss = diffusion.nft_loss(x, x0, sigma, own, v["old"], good, s.nft_beta)
+            metrics = {"policy_gap": diffusion.velocity_gap(own, v["old"]).mean()}
             if s.kl:
-                gap = diffusion.velocity_gap(v["own"], v["reference"])
+                gap = diffusion.velocity_gap(own, v["reference"])
                 loss, metrics["velocity_gap"] = loss + s.kl * gap, gap.mean()
             return loss, metrics
 
