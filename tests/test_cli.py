@@ -284,6 +284,17 @@ def test_what_was_finished_stays_when_it_breaks_off(run, photos, tmp_path, small
     assert all(Image.open(path).size == (64, 64) for path in paintings)
 
 
+def test_out_of_memory_advises_flags_that_the_command_has(tmp_path, capsys, monkeypatch):
+    def exhausted(args):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 GB")
+
+    monkeypatch.setattr("uae_jax.training.command.train", exhausted)
+    assert cli.main(["train", "--config", "configs/pretrain.py", "--workdir", str(tmp_path)]) == 1
+    told = last(capsys.readouterr().err)
+    assert told.startswith("uae: error: out of memory; a higher `accumulate`")
+    assert "--memory-gb" not in told
+
+
 def test_a_bug_is_not_told_in_one_line(run, photos, small_uae, monkeypatch):
     monkeypatch.setattr(small_uae, "iter_captions", lambda *_, **__: interrupted([None], 0, RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):

@@ -12,6 +12,13 @@ from uae_jax import options
 from uae_jax.bench.cli import add_bench
 from uae_jax.errors import RunError
 
+# What helps where memory runs out.
+SERVING_ADVICE = "a lower --memory-gb makes smaller batches, a lower --size smaller images"
+TRAINING_ADVICE = (
+    "a higher `accumulate` makes smaller micro-batches, a lower `settings.paint.memory_gb` fewer paintings at a time, "
+    '`remat="full"` of a tower keeps less of each; `uae plan` tells beforehand what fits'
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
@@ -35,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:  # on the host, or as JAX puts it
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
             raise
-        reason = "out of memory; a lower --memory-gb makes smaller batches, a lower --size smaller images"
+        reason = f"out of memory; {args.memory_advice}"
     print(f"uae: error: {reason}", file=sys.stderr)
     return 1
 
@@ -48,7 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="`uae COMMAND --help` tells more of each command.",
     )
     parser.add_argument("--version", action="version", version=f"uae_jax {uae_jax.__version__}")
-    parser.set_defaults(run=None)
+    parser.set_defaults(run=None, memory_advice=SERVING_ADVICE)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
     _add_train(commands)
@@ -80,7 +87,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--scenes", type=int, default=128, metavar="N", help="held-out scenes (default: 128)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     _add_overrides(parser)
-    parser.set_defaults(run=_demo)
+    parser.set_defaults(run=_demo, memory_advice=TRAINING_ADVICE)
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
@@ -97,7 +104,7 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and stop")
     _add_overrides(parser)
-    parser.set_defaults(run=_train("train"))
+    parser.set_defaults(run=_train("train"), memory_advice=TRAINING_ADVICE)
 
 
 def _add_plan(commands: argparse._SubParsersAction) -> None:
