@@ -11,6 +11,12 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 import pytest
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests go first: at the end, several workers still find something to share."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def uae_checkpoint(tmp_path_factory):
     """A small random UAE checkpoint in the published layout, adapters included: (folder, PyTorch originals).
