@@ -8,7 +8,8 @@ with each other. Then its lower half learns where things stand, from labels agai
 only; and its upper half to read that off, again of one large object. Then come complete captions, cut short, and last
 such as an instruction-tuned model writes: whole ones, most of which leave something out. Both once more, from a high
 rate down again, make it surer of what it says. A sixth of the rows are text alone, which is how the decoder's prompts
-are read. Some 58 minutes on two CPU cores.
+are read; at the end its states learn to hold the words that they stand at, or no decoder could paint a shape. Some 65
+minutes on two CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +29,7 @@ ONE, LARGE = (1.0, 0.0, 0.0, 0.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 def get_config(arg=None):
     del arg
     config = ConfigDict()
-    config.stages = ("seeing", "looking", "placing", "reading", "complete", "whole", "revision", "final")
+    config.stages = ("seeing", "looking", "placing", "reading", "complete", "whole", "revision", "final", "keeping")
     config.seeing = _labels("regions", 4, steps=5000, rate=3e-3)
     config.looking = _captions(30, steps=500, rate=2e-3, objects=ONE, object_sizes=LARGE)
     config.looking.settings.text_only = 0.0
@@ -40,6 +41,8 @@ def get_config(arg=None):
     config.whole = _captions(160, steps=400, rate=7e-4, weights=LAST)
     config.revision = _captions(160, steps=900, rate=1.5e-3, weights=FULL)
     config.final = _captions(160, steps=350, rate=7e-4, weights=LAST)
+    config.keeping = _captions(160, steps=350, rate=1e-3, weights=LAST)
+    config.keeping.settings.update({"keep_words": 0.5, "text_only": 1 / 3})
     return config
 
 

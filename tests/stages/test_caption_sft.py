@@ -76,6 +76,38 @@ def test_loss_is_that_of_transformers(run, uae_checkpoint):
     assert float(aux.metrics["accuracy"]) == pytest.approx(right)
 
 
+def test_kept_words_are_read_from_the_reversed_state(run, settings, uae_checkpoint):
+    batch = run.stage.collate(samples())
+    tokens, scored = torch.tensor(batch["tokens"]).long(), torch.tensor(batch["scored"])
+    alone = [i for i, segment in enumerate(batch["segment"][:, 0]) if segment == 0]  # rows without an image
+    with torch.no_grad():
+        original = uae_checkpoint[1].encoder
+        states = original(
+            input_ids=tokens[alone],
+            attention_mask=torch.tensor(batch["valid"]).long()[alone],
+            output_hidden_states=True,
+        ).hidden_states[-1]
+        logits = original.get_output_embeddings()(states.flip(-1))
+    tokens, there = tokens[alone], scored[alone]
+    own = torch.nn.functional.cross_entropy(logits.transpose(1, 2), tokens, reduction="none")[there].mean().item()
+    right = (logits.argmax(-1) == tokens)[there].float().mean().item()
+
+    keeping = CaptionSFT(dataclasses.replace(settings, keep_words=0.5))
+    keeping.load(make_mesh(devices=jax.devices()[:1]))
+    part = {name: np.asarray(x)[alone] for name, x in batch.items()}
+    losses = []
+    for stage in (keeping, run.stage):
+        value, aux = running.jit(
+            lambda b, stage=stage: stage.loss(
+                run.parts.params, {}, run.parts.frozen, stage.prepare({}, {}, {}, b, None)[0], None
+            )
+        )(part)
+        losses.append(float(value))
+        if stage is keeping:
+            assert float(aux.metrics["words_kept"]) == pytest.approx(right)
+    assert losses[0] - losses[1] == pytest.approx(0.5 * own, rel=1e-5)
+
+
 def image(sample):
     from PIL import Image
 

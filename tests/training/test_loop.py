@@ -130,6 +130,20 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     assert (tmp_path / "config.json").read_text() == before
 
 
+def test_a_folder_of_an_earlier_version_goes_on(tmp_path):
+    loop.train(experiment(steps=3), tmp_path)
+    file = tmp_path / "config.json"
+    record = json.loads(file.read_text())
+    del record["optimiser"]["kind"]  # as if it had come since; its default is what was done before
+    file.write_text(json.dumps(record))
+    loop.train(experiment(steps=3), tmp_path)
+    assert json.loads(file.read_text())["optimiser"]["kind"] == "adamw"
+    record["optimiser"]["clip_by_luck"] = 1.0  # and what it knows no more is a difference
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"optimiser.clip_by_luck: 1.0 -> \(none\)"):
+        loop.train(experiment(steps=3), tmp_path)
+
+
 def test_ten_bad_steps_in_a_row_end_the_run_and_name_the_samples(tmp_path, capsys):
     # 64 scenes, 8 a step, none fit: steps 1 to 4 are bad, read at step 3 and, with the checkpoint, at 4.
     bad = experiment(settings=toy.Settings(poison=0), max_nonfinite=4)

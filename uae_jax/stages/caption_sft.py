@@ -4,6 +4,10 @@ A row is a question about an image and its caption as the answer; only the answe
 caption without an image under the role `generate`, as plain language modelling: that is how the decoder's text is read,
 and an encoder that only ever saw text behind images would make little of it.
 
+A decoder is told what the final states hold, and next-token prediction asks them to hold what comes next: a small
+encoder has no room to spare, and forgets a word as soon as nothing that follows depends on it. With `keep_words` each
+state must also name the token it stands at, read by the same head with its features in reverse order.
+
 Letters: B samples, T tokens, P patches, H/W image height and width.
 """
 
@@ -49,6 +53,7 @@ class CaptionSFTSettings:
       question: what the encoder is asked; "" takes the model's own.
       max_tokens: of a caption; longer ones are cut, and counted.
       text_only: fraction of the samples that are read without their image, see above.
+      keep_words: weight of the cross-entropy of each state's own token, see above; 0 does not compute it.
       token_bucket: the smallest length that batches are padded to; lengths are it times 2^k, or one and a half of that.
       max_pixels: area that an image is scaled down to before the encoder reads it.
       logit_chunk: how many positions' logits exist at a time; 0 for all.
@@ -62,6 +67,7 @@ class CaptionSFTSettings:
     question: str = ""
     max_tokens: int = 512
     text_only: float = 0.0
+    keep_words: float = 0.0
     token_bucket: int = 32
     max_pixels: int = 65_536
     logit_chunk: int = 512
@@ -85,6 +91,8 @@ class CaptionSFT(Stage):
             raise ValueError(f"max_tokens is {settings.max_tokens}, wanted at least 1")
         if not 0 <= settings.text_only < 1:
             raise ValueError(f"text_only is {settings.text_only}, wanted 0 or more and less than 1")
+        if settings.keep_words < 0:
+            raise ValueError(f"keep_words is {settings.keep_words}, wanted 0 or more")
         if settings.encoder.mode == "frozen":
             raise ValueError("encoder.mode is 'frozen', which leaves nothing to train; wanted 'full' or 'lora'")
         models.runtime(settings.dtype)
@@ -152,7 +160,14 @@ class CaptionSFT(Stage):
         targets, weight, scored = (_next(batch[name]) for name in ("tokens", "weight", "scored"))
         logprob, best, _ = token_scores(module, variables, hidden, targets, self.settings.logit_chunk)
         loss = -(weight * logprob).sum() / weight.shape[0]
-        return loss, Aux(self._metrics(batch, scored, logprob, best), per_example=_row_means(-logprob, scored))
+        metrics = self._metrics(batch, scored, logprob, best)
+        if self.settings.keep_words:
+            own, kept, _ = token_scores(
+                module, variables, hidden[..., ::-1], batch["tokens"], self.settings.logit_chunk
+            )
+            loss -= self.settings.keep_words * (batch["weight"] * own).sum() / weight.shape[0]
+            metrics["words_kept"] = _mean(kept, batch["scored"])
+        return loss, Aux(metrics, per_example=_row_means(-logprob, scored))
 
     def _metrics(self, batch: Tree, scored: Array, logprob: Array, best: Array) -> dict[str, Array]:
         with_image = (batch["segment"][:, :1] > 0) & scored

@@ -15,8 +15,9 @@ sizes that two CPU cores train, in bfloat16, trained from random numbers on the 
 tests, demonstrations and experiments on a laptop. It knows 64x64 pictures of one to six coloured shapes, and the words
 that describe them; photographs are foreign to it.
 
-The encoder is a competent but terse captioner; the decoder paints short captions well and long ones poorly, as the
-models that they stand for do before both are trained together. The scorers have never seen the encoder or the decoder.
+The encoder is a competent but terse captioner, as the model that it stands for is. The decoder puts one object where a
+caption says, in its colour, on its background, and mostly in its size; shapes it has not learnt yet, and long captions
+of several objects it paints poorly. The scorers have never seen the encoder or the decoder.
 
 Licence: that of the package. No data of third parties went in.
 """
@@ -54,7 +55,7 @@ def _history(folder: Path) -> list[str]:
             break
         steps.insert(0, _run(folder, config))
         folder = _before(config)
-    return [line for step in steps for line in step] or ["No record of a run."]
+    return [line for step in steps for line in step] or ["No record of a run. `configs/tiny` has the recipe."]
 
 
 def _before(config: dict[str, Any]) -> Path:

@@ -139,7 +139,7 @@ def _remember(experiment: Experiment, file: Path) -> None:
     with paths.os_errors(file):
         before = json.loads(file.read_text()) if file.exists() else None
     if before is not None:
-        changed = configure.differences(before, configure.to_json(experiment))
+        changed = configure.differences(_completed(before), configure.to_json(experiment))
         bound = [line for line in changed if not line.split(":")[0].startswith(_FREE)]
         if bound:
             raise ValueError(
@@ -149,6 +149,14 @@ def _remember(experiment: Experiment, file: Path) -> None:
     with paths.os_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     paths.write(file, json.dumps(configure.to_json(experiment), indent=2) + "\n")
+
+
+def _completed(record: dict) -> dict:
+    """What an earlier version wrote, with the settings that it did not know yet at their defaults."""
+    try:
+        return configure.to_json(configure.from_json(record))
+    except ValueError:  # it knew others: the difference says which
+        return record
 
 
 # What only says how long to go on, on what, and how often to look: it may change between two starts.
