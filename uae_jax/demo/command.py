@@ -1,10 +1,13 @@
 """What `uae demo` does: trains, measures the model before and after every stage, writes the report, prints a table."""
 
 import argparse
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import tqdm
 
 from uae_jax.pipeline import UAE
@@ -40,6 +43,22 @@ def demo(args: argparse.Namespace) -> int:
     """Runs everything that is not done yet in the working directory."""
     workdir = Path(args.workdir).expanduser()
     experiments = configure.load_config(str(CONFIG), args.overrides)
+    with compiled_once(workdir / "compile_cache"):
+        return _demo(args, experiments, workdir)
+
+
+@contextlib.contextmanager
+def compiled_once(folder: Path) -> Iterator[None]:
+    """Keeps programs in a folder, where the user keeps them nowhere: one serves to measure the models of all stages."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", before or str(folder))
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
+def _demo(args: argparse.Namespace, experiments: list, workdir: Path) -> int:
     models = loop.train_stages(experiments, workdir, quiet=args.quiet)
     names = ["embedded", *(name for name, _ in experiments)]
     scenes = Scenes.sample(args.scenes)
