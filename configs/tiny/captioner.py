@@ -8,7 +8,7 @@ with each other. Then its lower half learns where things stand, from labels agai
 only; and its upper half to read that off, again of one large object. Then come complete captions, cut short, and last
 such as an instruction-tuned model writes: whole ones, most of which leave something out. Both once more, from a high
 rate down again, make it surer of what it says. A sixth of the rows are text alone, which is how the decoder's prompts
-are read; at the end its states learn to hold the words that they stand at, or no decoder could paint a shape. Some 65
+are read; at the end its states learn to hold the words that they stand at, or no decoder is told of shapes. Some 65
 minutes on two CPU cores.
 """
 

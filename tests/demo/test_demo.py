@@ -56,7 +56,7 @@ def test_demo(tmp_path):
     assert out.startswith(command.table(rows)) and (tmp_path / "run/report.html").stat().st_size > 10_000
     assert rows["generation"] != rows["embedded"]
 
-    models = [(tmp_path / f"run/{i}_{name}/model/inference.json") for i, name in enumerate(NAMES, start=1)]
+    models = [tmp_path / f"run/{i}_{name}/model/inference.json" for i, name in enumerate(NAMES, start=1)]
     written = [file.stat().st_mtime_ns for file in models]
     run(arguments)
     assert [file.stat().st_mtime_ns for file in models] == written  # nothing is trained twice
