@@ -7,14 +7,14 @@
 
 Needs the runs of `captioner.py` and `autoencoder.py`, in `runs/tiny/` or where `captioner=` and `autoencoder=` say.
 First come scenes of one object, a large one as a rule, of which everything is said: in small ones, and where words are
-left out, it takes far longer to find what words have to do with places and shapes. Then one object of any size and most
-captions short, thrice, from ever lower rates; last several objects, and captions of all lengths, but few of the long
-ones: those are left to learn. Backgrounds and places are decided at noise levels above 0.9, of which the usual density
-draws one in seventy, so more is drawn there at first. Without `encoded`, latents and hidden states are computed anew in
-every step. On two CPU cores some two and a quarter hours, in which colours and backgrounds come first, places and most sizes
-later, shapes not at all. The decoder in the package went this way, but its first three stages read an encoder that had
-not yet learnt to keep its words (`captioner.py`) and told next to nothing of shapes. The last stage makes single objects
-worse: of such captions 10% came out right in every point before it, 5% after it.
+left out, it takes far longer to find what words have to do with places and shapes. Then one object of any size and
+most captions short, thrice, from ever lower rates; last several objects, and captions of all lengths, but few of the
+long ones: those are left to learn. Backgrounds and places are decided at noise levels above 0.9, of which the usual
+density draws one in seventy, so more is drawn there at first. Without `encoded`, latents and hidden states are
+computed anew in every step. On two CPU cores some two and a quarter hours, in which colours and backgrounds come
+first, places and most sizes later, shapes not at all. The decoder in the package went this way, but its first three
+stages read an encoder that had not yet learnt to keep its words (`captioner.py`) and told next to nothing of shapes.
+The last stage makes single objects worse: of such captions 10% came out right in every point before it, 5% after it.
 """
 
 from ml_collections import ConfigDict
