@@ -16,6 +16,7 @@ from uae_jax.models.autoencoder_kl import AutoencoderKLConfig
 from uae_jax.parallel.sharding import is_stacked
 from uae_jax.plan.staged import Staged, chip_bytes
 from uae_jax.plan.work import Run
+from uae_jax.sampling.scoring import chunks
 from uae_jax.stages.towers import TowerConfig
 
 # In widths per token:
@@ -166,8 +167,8 @@ def _cold_start(run: Run) -> float:
 def _gen_for_understanding(run: Run) -> float:
     s, text = run.settings, run.encoder.text
     rows = _encoder(run, s.encoder, text, run.asked + run.new)
-    chunked = s.logit_chunk and run.new > s.logit_chunk and run.new % s.logit_chunk == 0
-    logits = 3 * 4 * text.vocab * (s.logit_chunk if chunked else run.new)  # themselves, softmax, gradient
+    _, positions = chunks(run.new, s.logit_chunk)
+    logits = 3 * 4 * text.vocab * positions  # themselves, softmax, gradient
     return s.group * (rows + logits)
 
 
@@ -179,8 +180,8 @@ def _understanding_for_gen(run: Run) -> float:
 def _caption_sft(run: Run) -> float:
     s, text = run.settings, run.stage.tower.config.text
     tokens = run.batch["tokens"].shape[1]
-    chunked = s.logit_chunk and tokens > s.logit_chunk and tokens % s.logit_chunk == 0
-    logits = 3 * 4 * text.vocab * (s.logit_chunk if chunked else tokens)
+    _, positions = chunks(tokens, s.logit_chunk)
+    logits = 3 * 4 * text.vocab * positions
     vision = run.stage.tower.config.vision
     seen = transformer(run.batch["position"].shape[1], vision.width, vision.depth, s.encoder.remat, run.itemsize)
     return _encoder(run, s.encoder, text, tokens) + logits + seen

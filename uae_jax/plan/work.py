@@ -17,6 +17,7 @@ from uae_jax.parallel.sharding import is_stacked
 from uae_jax.plan import flops
 from uae_jax.plan.flops import Backward, Work
 from uae_jax.plan.staged import Staged, parameters
+from uae_jax.sampling.scoring import chunks
 from uae_jax.stages.towers import Tower, TowerConfig
 from uae_jax.weights.architecture import Architecture
 
@@ -254,8 +255,8 @@ def _gen_for_understanding(run: Run) -> list[Phase]:
     s, group = run.settings, run.settings.group
     text = run.encoder.text
     rows, head = flops.text_layers(text, run.asked + run.new, run.flash), flops.text_head(text, run.new)
-    chunked = bool(s.logit_chunk) and run.new > s.logit_chunk and run.new % s.logit_chunk == 0
-    scored = Backward("frozen", "full" if chunked else "none").of(head)
+    count, positions = chunks(run.new, s.logit_chunk)
+    scored = Backward("frozen", "full" if count > 1 else "none").of(flops.text_head(text, count * positions))
     trained = run.look() + group * (run.back("encoder", s.encoder)(rows) + scored)
     found = [
         *run.write(group),
@@ -283,16 +284,15 @@ def _understanding_for_gen(run: Run) -> list[Phase]:
     learnt = run.back("decoder", s.decoder, recomputed=1)(one)
     if s.algorithm == "nft":
         looks = s.nft_draws * group
-        trained, others = looks * learnt, looks * (2 * run.denoise(run.told) + (2 * one if s.kl else Work()))
+        trained, others = looks * learnt, looks * (run.denoise(run.told) + (one if s.kl else Work()))
         steps = s.nft_draws
     else:
         steps, branches = s.trained_steps, run.branches
-        # What lies under the checkpoint is computed twice, the reference too.
         trained = steps * group * branches * learnt
-        others = steps * group * branches * (2 * one if s.kl else Work())
+        others = steps * group * branches * (one if s.kl else Work())
     found.append(Phase("decoder trained", trained, "decoder", 3 * steps * run.micro, True))
     if others.total:
-        found.append(Phase("reference", others, "decoder", 2 * steps * run.micro))
+        found.append(Phase("reference", others, "decoder", steps * run.micro))
     if s.old_logprob == "replay" and s.updates > 1 and s.algorithm == "grpo":
         replay = s.trained_steps * group * run.branches * run.denoise(run.told)
         found.append(Phase("replay", replay, "decoder", s.updates * s.trained_steps))
@@ -310,10 +310,11 @@ def _caption_sft(run: Run) -> list[Phase]:
     adapted = traverse_util.flatten_dict(tree, sep="/")
     looking = any(path.startswith("vision/") for path in (*direct, *adapted))
     seen = way.of(seen) if looking else seen
-    chunked = s.logit_chunk and tokens > s.logit_chunk and tokens % s.logit_chunk == 0
-    head = Backward("full" if s.encoder.mode == "full" else "frozen", "full" if chunked else "none")
+    count, positions = chunks(tokens, s.logit_chunk)
+    head = Backward("full" if s.encoder.mode == "full" else "frozen", "full" if count > 1 else "none")
     work = seen + way.of(flops.text_layers(config.text, tokens, run.flash), share)
-    work += head.of(flops.text_head(config.text, tokens))
+    heads = 2 if s.keep_words else 1  # kept words are read by the same head
+    work += heads * head.of(flops.text_head(config.text, count * positions))
     return [Phase("encoder trained", work, "encoder", 2 * run.micro, True)]
 
 

@@ -60,10 +60,9 @@ def token_scores(
         return TokenScores(chosen, jnp.argmax(logits, axis=-1) == wanted, entropy)
 
     length = targets.shape[1]
-    if not chunk or length <= chunk:
+    count, chunk = chunks(length, chunk)
+    if count == 1:
         return score(hidden, targets)
-    count = -(-length // chunk)
-    chunk = -(-length // count)  # as even as can be: 513 positions by 256 are three parts of 171
 
     def parts(x: Array) -> Array:  # [B, T, ...] -> [count, B, chunk, ...], zeros behind the last
         x = jnp.pad(x, [(0, 0), (0, count * chunk - length), *[(0, 0)] * (x.ndim - 2)])
@@ -71,6 +70,15 @@ def token_scores(
 
     scored = jax.lax.map(jax.checkpoint(lambda pair: score(*pair)), (parts(hidden), parts(targets)))
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :length], scored)
+
+
+def chunks(length: int, most: int) -> tuple[int, int]:
+    """How positions are cut up: (parts, positions of each), as even as can be; one part if `most` is 0.
+
+    513 positions by 256 are three parts of 171.
+    """
+    count = -(-length // most) if most else 1
+    return count, -(-length // count)
 
 
 def answer_scores(
