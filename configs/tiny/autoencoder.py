@@ -14,7 +14,7 @@ def get_config(arg=None):
     del arg
     config = ConfigDict()
     config.stage = "autoencoder"
-    config.settings = ConfigDict({"model": "new:tiny", "l2": 1.0, "l1": 0.02, "kl_weight": 1e-6})
+    config.settings = ConfigDict({"model": "new:tiny", "l2": 1.0, "l1": 0.02, "kl_weight": 1e-6, "balance": True})
     config.data = scenes()
     config.validation = held_out()
     config.optimiser = ConfigDict({"learning_rate": 4e-3, "schedule": "cosine", "warmup": 100, "clip": 1.0})

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.linalg
 import torch
 
 from tests.parity import randomise, relative_error
@@ -17,6 +18,7 @@ from tests.stages import meshes
 from uae_jax.data.records import Sample
 from uae_jax.models.autoencoder_kl import Posterior, normalise_latents
 from uae_jax.stages.autoencoder import Autoencoder, AutoencoderSettings, kl_to_standard_normal
+from uae_jax.stages.balance import balanced
 from uae_jax.weights.pretrained import load_pretrained
 
 
@@ -141,6 +143,39 @@ def test_saved_latents_have_mean_0_and_deviation_1(published, tmp_path):
     assert (vae.config.scaling_factor, vae.config.shift_factor) == (config.scaling_factor, config.shift_factor)
     normal = normalise_latents(latents[2], config)
     assert abs(normal.mean()) < 0.05 and abs(normal.std() - 1) < 0.05
+
+
+def test_balanced_latents_are_of_one_weight_and_paint_the_same(published, tmp_path):
+    stage, parts = loaded(published[0], statistics_decay=0.0, balance=True)
+    images = pixels(16, seed=4)
+    _, aux = stage.loss(parts.params, parts.state, {}, stage.collate(samples(images)), jax.random.key(0))
+    stage.save(parts.params, aux.state, {}, tmp_path / "result")
+
+    before, after = published[1], diffusers.AutoencoderKL.from_pretrained(tmp_path / "result")
+    assert (after.config.scaling_factor, after.config.shift_factor) == (1.0, 0.0)
+    with torch.no_grad():
+        x = nchw(images.astype(np.float32) / 127.5 - 1)
+        old, new = before.encode(x).latent_dist, after.encode(x).latent_dist
+        assert relative_error(after.decode(new.mean).sample.numpy(), before.decode(old.mean).sample) < 1e-4
+    # Measured on samples, as the statistics were: the same noise, turned along. C^(-1/2) by scipy's road, not ours.
+    noise = np.asarray(jax.random.normal(jax.random.key(0), (16, 8, 8, 4)))
+    drawn = (old.mean + old.std * nchw(noise)).numpy().transpose(1, 0, 2, 3).reshape(4, -1)
+    turn = np.linalg.inv(scipy.linalg.sqrtm(np.cov(drawn, bias=True)))
+    np.testing.assert_allclose(np.cov(turn @ drawn, bias=True), np.eye(4), atol=1e-4)
+    wanted = np.einsum("iz,bzhw->bihw", turn, old.mean.numpy())
+    assert relative_error(new.mean.numpy(), wanted) < 1e-4
+    # A spread that is the same in all channels turns into the diagonal of turn turn^T.
+    raised = (new.logvar - old.logvar).numpy()
+    np.testing.assert_allclose(raised, np.log(np.diag(turn @ turn.T))[:, None, None] + 0 * raised, atol=1e-3)
+
+
+def test_a_channel_that_never_varies_stays_finite(published):
+    _, parts = loaded(published[0])
+    config = load_pretrained(published[0]).config
+    turned = balanced(parts.params, config, np.diag([1.0, 0.5, 0.25, 0.0]))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(turned))
+    with pytest.raises(ValueError, match=r"covariance of shape \(3, 3\), finite: True; wanted finite \(4, 4\)"):
+        balanced(parts.params, config, np.eye(3))
 
 
 def test_saved_folder_has_no_key_missing_and_the_published_factors_if_nothing_was_measured(published, tmp_path):

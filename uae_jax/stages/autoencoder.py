@@ -15,11 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from uae_jax.data.records import Sample
 from uae_jax.models.autoencoder_kl import Posterior
 from uae_jax.stages import images, models
+from uae_jax.stages.balance import balanced
 from uae_jax.stages.base import Aux, Parts, Picture, Stage
 from uae_jax.weights.architecture import Pretrained
 from uae_jax.weights.new import UAE_SIZES
@@ -42,7 +44,9 @@ class AutoencoderSettings:
       kl_weight: of the KL divergence in nats, summed over an image's latents and divided by its pixel values, H W 3.
         The pixel errors are means over the same number, so that the ratio is that of latent diffusion, which sums
         both: its 1e-6 is 1e-6 here.
-      statistics_decay: of the running mean and variance of the latents, per step.
+      statistics_decay: of the running moments of the latents, per step.
+      balance: whether latents are turned, once trained, so that their channels have variance 1 and none follows another
+        (`balance.py`): for a decoder that is trained from nothing. One that is there already knows them as they were.
       pictures: images that are shown after an evaluation.
       dtype: of activations, "float32" or "bfloat16".
       remat: what the backward pass keeps, see `Runtime`.
@@ -53,6 +57,7 @@ class AutoencoderSettings:
     l1: float = 0.0
     kl_weight: float = 1e-6
     statistics_decay: float = 0.99
+    balance: bool = False
     pictures: int = 8
     dtype: str = "float32"
     remat: str = "none"
@@ -86,7 +91,7 @@ class Autoencoder(Stage):
         self.model = models.open_start(self.settings.model, SIZES, self.seed, mesh).model
         params, self.model.params = self.model.params, None  # the loop's from here on
         axes = self.model.architecture.logical_axes.tree(params)
-        return Parts(params, state=_no_statistics(), params_axes=axes)
+        return Parts(params, state=_no_statistics(self.model.config.latent_channels), params_axes=axes)
 
     def collate(self, samples: Sequence[Sample]) -> Tree:
         batch = images.stack_images(samples)
@@ -119,12 +124,17 @@ class Autoencoder(Stage):
         return [Picture("reconstructions", ("original", "reconstruction"), rows, texts)]
 
     def save(self, params: Tree, state: Tree, frozen: Tree, folder: Path) -> None:
-        """Writes a diffusers AutoencoderKL whose factors bring these latents to mean 0 and deviation 1."""
+        """Writes a diffusers AutoencoderKL whose factors bring these latents to deviation 1; see also `balance`."""
         config = self.model.config
         if int(state["updates"]):
-            mean, variance = (float(value) for value in self._statistics(state))
-            std = max(variance, _LEAST_STD**2) ** 0.5
-            config = dataclasses.replace(config, scaling_factor=1 / std, shift_factor=mean)
+            mean, covariance = self._statistics(state)
+            if self.settings.balance:
+                params = balanced(params, config, covariance)
+                config = dataclasses.replace(config, scaling_factor=1.0, shift_factor=0.0)
+            else:
+                # Of all numbers together: what lies between the channels' means counts as well.
+                std = max(float(np.diag(covariance).mean() + mean.var()), _LEAST_STD**2) ** 0.5
+                config = dataclasses.replace(config, scaling_factor=1 / std, shift_factor=float(mean.mean()))
         save_pretrained(Pretrained(self.model.architecture, config, params), folder, force=True)
 
     def _reconstruct(self, params: Tree, pixels: Array, key: Array | None) -> tuple[Posterior, Array, Array]:
@@ -151,19 +161,20 @@ class Autoencoder(Stage):
 
     def _with_statistics(self, state: Tree, latents: Array) -> Tree:
         """Averages the first two moments over steps, exponentially; sums of weights are kept to undo the start."""
-        latents = jax.lax.stop_gradient(latents)
+        latents = jax.lax.stop_gradient(latents).reshape(-1, latents.shape[-1])
         decay = self.settings.statistics_decay
+        square = jnp.matmul(latents.T, latents, precision="highest") / len(latents)
         return {
-            "mean": decay * state["mean"] + (1 - decay) * latents.mean(),
-            "square": decay * state["square"] + (1 - decay) * jnp.square(latents).mean(),
+            "mean": decay * state["mean"] + (1 - decay) * latents.mean(0),
+            "square": decay * state["square"] + (1 - decay) * square,
             "weight": decay * state["weight"] + (1 - decay),
             "updates": state["updates"] + 1,
         }
 
-    def _statistics(self, state: Tree) -> tuple[Array, Array]:
-        """Mean and variance of the latents."""
-        mean, square = state["mean"] / state["weight"], state["square"] / state["weight"]
-        return mean, square - mean**2
+    def _statistics(self, state: Tree) -> tuple[np.ndarray, np.ndarray]:
+        """Mean f64[Z] and covariance f64[Z, Z] of the latents' channels."""
+        mean, square = (np.asarray(state[name], np.float64) / float(state["weight"]) for name in ("mean", "square"))
+        return mean, square - np.outer(mean, mean)
 
 
 def kl_to_standard_normal(posterior: Posterior) -> Array:
@@ -172,6 +183,7 @@ def kl_to_standard_normal(posterior: Posterior) -> Array:
     return 0.5 * jnp.sum(jnp.square(mean) + jnp.exp(logvar) - 1 - logvar, axis=(1, 2, 3))
 
 
-def _no_statistics() -> Tree:
-    zero = jnp.zeros((), jnp.float32)
-    return {"mean": zero, "square": zero, "weight": zero, "updates": jnp.zeros((), jnp.int32)}
+def _no_statistics(channels: int) -> Tree:
+    zeros = lambda *shape: jnp.zeros(shape, jnp.float32)  # noqa: E731
+    updates = jnp.zeros((), jnp.int32)
+    return {"mean": zeros(channels), "square": zeros(channels, channels), "weight": zeros(), "updates": updates}
