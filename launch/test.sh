@@ -34,4 +34,4 @@ fi
 "$venv/bin/python" -m pip install --quiet --editable '.[cpu,docs,test]' ${bounds[@]+"${bounds[@]}"}
 "$venv/bin/python" -m ruff check .
 "$venv/bin/python" -m ruff format --check .
-exec "$venv/bin/python" -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"
+exec "$venv/bin/python" -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 40 "$@"
