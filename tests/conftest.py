@@ -1,14 +1,26 @@
 """Eight CPU devices and no network, before anything imports JAX; and one small checkpoint for all who need one."""
 
 import os
+import shutil
+import tempfile
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Most programs run for less time than it takes to compile them well.
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import pytest
+
+
+def pytest_configure(config):
+    """What one test compiled serves all others of the run, those in other processes too."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers have their parent's
+        folder = tempfile.mkdtemp(prefix="uae_jax_programs_")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items):
