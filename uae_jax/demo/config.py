@@ -19,20 +19,20 @@ _LORA = {"mode": "lora", "rank": 16, "alpha": 32.0, "existing": "merge"}
 def get_config(arg=None):
     given = parse_arg(arg, steps=0).steps
     config = ConfigDict({"stages": ("pretrain", "cold_start", "understanding", "generation")})
-    config.pretrain = _stage("pretrain", "tiny", captions=True, steps=given or 100, batch=32, rate=3e-4)
+    config.pretrain = _stage("pretrain", "tiny", captions=True, steps=given or 60, batch=32, rate=3e-4)
     config.pretrain.settings.update({"max_tokens": _TOKENS, "pictures": 8})
     config.cold_start = _stage("cold_start", "previous", captions=True, steps=given or 20, batch=8, rate=2e-4)
     config.cold_start.settings.update(
         _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "decoder": _LORA, "paint": _paint(4, 3.0)})
     )
     config.understanding = _stage(
-        "gen_for_understanding", "previous", captions=False, steps=given or 32, batch=6, rate=4e-4
+        "gen_for_understanding", "previous", captions=False, steps=given or 28, batch=6, rate=4e-4
     )
     config.understanding.settings.update(
         _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "group": 8, "paint": _paint(6, 3.0)})
     )
     config.generation = _stage(
-        "understanding_for_gen", "previous", captions=False, steps=given or 24, batch=8, rate=6e-4
+        "understanding_for_gen", "previous", captions=False, steps=given or 16, batch=8, rate=3e-4
     )
     config.generation.settings.update(_loop({"decoder": _LORA, **_fast()}))
     return config
