@@ -184,6 +184,9 @@ def kl_to_standard_normal(posterior: Posterior) -> Array:
 
 
 def _no_statistics(channels: int) -> Tree:
-    zeros = lambda *shape: jnp.zeros(shape, jnp.float32)  # noqa: E731
-    updates = jnp.zeros((), jnp.int32)
-    return {"mean": zeros(channels), "square": zeros(channels, channels), "weight": zeros(), "updates": updates}
+    return {
+        "mean": jnp.zeros(channels, jnp.float32),
+        "square": jnp.zeros((channels, channels), jnp.float32),
+        "weight": jnp.zeros((), jnp.float32),
+        "updates": jnp.zeros((), jnp.int32),
+    }
