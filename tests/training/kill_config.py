@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 LORA = {"mode": "lora", "rank": 2}
 LOOP = {"model": "tiny", "text": {"max_tokens": 8}, "paint": {"steps": 3, "guidance": 1.0}}
 SETTINGS = {
-    "autoencoder": {"model": "new:tiny"},
+    "autoencoder": {"model": "new:tiny", "balance": True},
     "contrastive": {"model": "new:clip-tiny"},
     "self_distillation": {"model": "new:dinov2-tiny"},
     "region_words": {"model": "new:tiny", "read_by": "language"},

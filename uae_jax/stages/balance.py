@@ -8,10 +8,10 @@ same.
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from uae_jax.models.autoencoder_kl import AutoencoderKLConfig
+from uae_jax.parallel import global_arrays
 
 Tree = Any
 
@@ -26,7 +26,7 @@ def balanced(params: Tree, config: AutoencoderKLConfig, covariance: np.ndarray) 
     multiplied by what C^(-1/2) would make of it if all channels had the same.
 
     Args:
-      params: of AutoencoderKL; not written to.
+      params: of AutoencoderKL; not written to. Where processes share it, all of them call this.
       config: says which convolution is the last, and which the first.
       covariance: f64[Z, Z] of the latents' channels.
 
@@ -52,19 +52,19 @@ def balanced(params: Tree, config: AutoencoderKLConfig, covariance: np.ndarray) 
 
 def _out(conv: Tree, turn: np.ndarray, spread: np.ndarray) -> Tree:
     """Moments with their mean turned and their logvar raised."""
-    channels = len(turn)
-    kernel, bias = (np.asarray(conv[name], np.float64) for name in ("kernel", "bias"))
-    kernel, bias = kernel.copy(), bias.copy()
+    channels, conv = len(turn), global_arrays.to_host(conv)
+    kernel, bias = (np.array(conv[name], np.float64) for name in ("kernel", "bias"))
     kernel[..., :channels] = kernel[..., :channels] @ turn.T
     bias[:channels] = turn @ bias[:channels]
     bias[channels:] += spread
-    return {"kernel": jnp.asarray(kernel, conv["kernel"].dtype), "bias": jnp.asarray(bias, conv["bias"].dtype)}
+    return {"kernel": kernel.astype(conv["kernel"].dtype), "bias": bias.astype(conv["bias"].dtype)}
 
 
 def _in(conv: Tree, back: np.ndarray) -> Tree:
     """A convolution that turns latents back before anything else."""
-    kernel = np.einsum("hwzd,zi->hwid", np.asarray(conv["kernel"], np.float64), back)
-    return {**conv, "kernel": jnp.asarray(kernel, conv["kernel"].dtype)}
+    stored = global_arrays.to_host(conv["kernel"])
+    kernel = np.einsum("hwzd,zi->hwid", np.asarray(stored, np.float64), back)
+    return {**conv, "kernel": kernel.astype(stored.dtype)}
 
 
 def _changed(tree: Tree, path: tuple[str, ...], change: Any) -> Tree:
