@@ -1,7 +1,10 @@
 """Closed forms of memory against what the TPU compiler was seen to need."""
 
+import jax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from uae_jax.parallel.mesh import abstract_mesh
 from uae_jax.plan import memory
 from uae_jax.plan.compiling import GIB
 from uae_jax.plan.memory import Memory
@@ -47,3 +50,11 @@ def test_largest_micro_batch():
     assert given.largest(100, correction=7) == 6 and given.largest(40) == 0
     rollout = Memory(10, 20, 0, 0, 0, 0, 10, 5, 7, 2, 80)
     assert rollout.peak == 110 and rollout.largest(100) == 0  # gradients never begin
+
+
+def test_gathered_copies_are_whole_but_for_tensor():
+    mesh = abstract_mesh(8, fsdp=4, tensor=2)
+    leaf = lambda *spec: jax.ShapeDtypeStruct((16, 8), "bfloat16", sharding=NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
+    assert memory.gathered_bytes([leaf("fsdp", None)]) == 16 * 8 * 2
+    assert memory.gathered_bytes([leaf(("tensor", "fsdp"), None), leaf("fsdp", "tensor")]) == 2 * 16 * 8 * 2 / 2
+    assert memory.gathered_bytes([leaf(None, "tensor"), leaf()]) == 0  # no copy is made of these

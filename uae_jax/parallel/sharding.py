@@ -89,6 +89,23 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, names, mesh))
 
 
+def gathered(tree: Any, axes: Any) -> Any:
+    """Asks the compiler to make parameters whole over the axis "fsdp" here, values unchanged; of a tree of axis names.
+
+    What a loop uses of the result has been sent before it begins, and not in every round. As `constrain`, it does
+    nothing outside `jax.set_mesh`.
+    """
+    rules = {name: tuple(axis for axis in places if axis != "fsdp") for name, places in _rules.get().items()}
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return tree
+    return jax.tree.map(
+        lambda leaf, names: jax.lax.with_sharding_constraint(leaf, partition_spec(leaf.shape, names, mesh, rules)),
+        tree,
+        axes,
+    )
+
+
 class LogicalAxes:
     """The logical axes of every parameter of one architecture: a table of (pattern, names).
 

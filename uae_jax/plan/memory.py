@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from uae_jax import batching
 from uae_jax.models.autoencoder_kl import AutoencoderKLConfig
 from uae_jax.parallel.sharding import is_stacked
-from uae_jax.plan.staged import Staged, chip_bytes
+from uae_jax.plan.staged import Staged, chip_bytes, is_split
 from uae_jax.plan.work import Run
 from uae_jax.sampling.scoring import chunks
 from uae_jax.stages.towers import TowerConfig
@@ -102,7 +102,7 @@ def estimate(staged: Staged) -> Memory:
         copies=_cast(state.params, staged.dtype),
         per_sample=_per_sample(run),
         samples=experiment.batch_size // (chips * experiment.accumulate * staged.stage.updates),
-        rollout=_rollout(run, frozen, chips),
+        rollout=_rollout(run, state.params, frozen, chips),
     )
 
 
@@ -229,8 +229,8 @@ _SAMPLES = {
 }
 
 
-def _rollout(run: Run, frozen: Any, chips: int) -> float:
-    """What writing captions and painting them takes, whichever is more."""
+def _rollout(run: Run, params: Any, frozen: Any, chips: int) -> float:
+    """What writing captions and painting them takes, whichever is more, beside weights that are gathered for both."""
     name = run.staged.experiment.stage
     if name not in ("gen_for_understanding", "understanding_for_gen"):
         return 0.0
@@ -245,4 +245,18 @@ def _rollout(run: Run, frozen: Any, chips: int) -> float:
     rows = -(-images * s.group // run.parts(s.group))
     decoder, vae = run.tower("decoder").config, run.stage.uae.vae_config
     painting = rows * batching.paint_bytes(decoder, vae, latent, s.paint.guided, flash=True)
-    return max(captions, painting)
+    whole = 0.0
+    if s.rollout_weights == "gathered":
+        towers = [tree.get(name, {}) for tree in (params, frozen) for name in run.stage.uae.towers]
+        whole = gathered_bytes(towers)
+    return whole + max(captions, painting)
+
+
+def gathered_bytes(tree: Any) -> float:
+    """Bytes on one chip of copies of weights that are whole but for the axis "tensor", of those that are split more."""
+    total = 0.0
+    for leaf in jax.tree.leaves(tree):
+        if is_split(leaf, "fsdp"):
+            parts = leaf.sharding.mesh.shape["tensor"] if is_split(leaf, "tensor") else 1
+            total += leaf.size * leaf.dtype.itemsize / parts
+    return total

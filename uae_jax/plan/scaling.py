@@ -33,11 +33,13 @@ class Case:
       config: of `configs/`.
       per_chip: images of a batch for every chip.
       fsdp: chips that share one copy of the weights; 1 gives each its own.
+      gathered: whether rollouts have them whole, see `LoopSettings.rollout_weights`.
     """
 
     config: str
     per_chip: int
     fsdp: int
+    gathered: bool = False
 
 
 CASES = (
@@ -45,8 +47,10 @@ CASES = (
     Case("cold_start", 8, 8),
     Case("cold_start", 8, 1),
     Case("gen_for_understanding", 4, 8),
+    Case("gen_for_understanding", 4, 8, gathered=True),
     Case("gen_for_understanding", 4, 1),
     Case("understanding_for_gen", 6, 8),
+    Case("understanding_for_gen", 6, 8, gathered=True),
     Case("understanding_for_gen", 6, 1),
 )
 
@@ -82,7 +86,10 @@ def study(case: Case, names: Sequence[str]) -> list[Row]:
         mesh, batch = MeshConfig(data=-1, fsdp=case.fsdp), case.per_chip * topology.count
         if loaded is None:
             ((_, experiment),) = configure.load_config(f"configs/{case.config}.py:size=full")
-            experiment = dataclasses.replace(experiment, mesh=mesh, batch_size=batch)
+            settings = experiment.settings
+            if case.gathered:
+                settings = dataclasses.replace(settings, rollout_weights="gathered")
+            experiment = dataclasses.replace(experiment, settings=settings, mesh=mesh, batch_size=batch)
             loaded = staged.load(experiment, topology.count, StandIns("full"))
         loaded = loaded.on(topology.count, mesh, batch)
         need = memory.estimate(loaded)
@@ -108,8 +115,9 @@ def line(case: Case, rows: Sequence[Row]) -> str:
     first = rows[0]
     peak = f"{first.peak / GIB:.0f}{'' if all(row.fits for row in rows) else ' (too much)'}"
     kept = " | ".join(f"{row.rate / first.rate:.0%}, {first.apart / row.apart:.0%}" for row in rows[1:])
+    fsdp = f"{case.fsdp}{' (gathered)' if case.gathered else ''}"
     return (
-        f"| {case.config} | {case.per_chip} | {case.fsdp} | {peak} | {rows[-1].sent / 1e9:,.0f} | {first.ideal:,.1f} | "
+        f"| {case.config} | {case.per_chip} | {fsdp} | {peak} | {rows[-1].sent / 1e9:,.0f} | {first.ideal:,.1f} | "
         f"{first.expected:,.1f} | {first.apart:,.1f} | {first.rate:.3f} | {kept} |"
     )
 
@@ -148,7 +156,8 @@ closed forms of `uae plan`. A line is a stage and a layout: weights lie once on 
 - Captions are as long as allowed. In truth they end at different lengths, and all chips go on until the last one of a
   batch has: that loss grows with the batch and is left out, as are input, evaluations, checkpoints, and slices that
   are joined over a data centre's network.
-- Weights that are split over chips are taken to be gathered in every pass over them, in decoding for every token."""
+- Weights that are split over chips are taken to be gathered in every pass over them, in decoding for every token; where
+  it says *gathered* (`settings.rollout_weights`), once for all captions and once for all paintings of a step."""
 
 
 def main() -> None:

@@ -11,7 +11,6 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from uae_jax.data.records import Sample
 from uae_jax.data.scenes.regions import SEPARATOR
-from uae_jax.models import lora
 from uae_jax.parallel import sharding
 from uae_jax.parallel.mesh import abstract_mesh, use_mesh
 from uae_jax.plan.stand_ins import StandIns
@@ -124,7 +123,7 @@ def load(experiment: Experiment, chips: int, stand_ins: StandIns) -> Staged:
 def frozen_axes(stage: Stage, frozen: Tree) -> Tree:
     """Logical axes of what a stage holds frozen: those of its models; all else lies on every chip."""
     if isinstance(tower := getattr(stage, "tower", None), Tower):
-        return _tower_axes(tower, frozen)
+        return tower.frozen_axes
     judges = getattr(stage, "judges", None)
     axes = {}
     for name, tree in frozen.items():
@@ -133,19 +132,10 @@ def frozen_axes(stage: Stage, frozen: Tree) -> Tree:
         elif name == "judges":
             axes[name] = {part: judges.logical_axes(part, params) for part, params in tree.items()}
         elif name in ("encoder", "projector", "decoder"):
-            axes[name] = _tower_axes(stage.uae.towers[name], tree)
+            axes[name] = stage.uae.towers[name].frozen_axes
         else:
             axes[name] = jax.tree.map(lambda leaf: (None,) * len(leaf.shape), tree)
     return axes
-
-
-def _tower_axes(tower: Tower, frozen: Tree) -> Tree:
-    """Of a tower's frozen tree: parameters, and adapters named after the kernels that they adapt."""
-    own = tower.architecture.logical_axes
-    kernels = own.tree(parameters(tower.architecture, tower.config))
-    return {
-        part: own.tree(tree) if part == "params" else lora.logical_axes(tree, kernels) for part, tree in frozen.items()
-    }
 
 
 @functools.lru_cache(maxsize=64)
@@ -197,6 +187,11 @@ def _rows(mesh: Mesh | AbstractMesh) -> Any:
         return _on(leaf, NamedSharding(mesh, sharding.partition_spec(leaf.shape, names, mesh)))
 
     return place
+
+
+def is_split(leaf: Any, axis: str) -> bool:
+    """Whether a mesh axis splits a leaf."""
+    return any(axis in (names or ()) for names in leaf.sharding.spec)
 
 
 def chip_bytes(tree: Tree) -> int:

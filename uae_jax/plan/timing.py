@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-from uae_jax.plan.staged import Staged
+from uae_jax.plan.staged import Staged, is_split
 from uae_jax.plan.topologies import Topology
 from uae_jax.plan.work import Phase
 
@@ -77,7 +77,7 @@ def timed(staged: Staged, phases: list[Phase], topology: Topology) -> list[Timed
         frozen, trained = trees.get(phase.weights, ([], []))
         whole, missing = _sizes([*frozen, *trained], staged.mesh)
         read = phase.passes * (whole * itemsize + phase.cache * images)
-        gathered = phase.passes * missing * itemsize
+        gathered = (phase.passes if phase.sent is None else phase.sent) * missing * itemsize
         seconds = gathered / topology.links_among(split)
         sent = gathered
         if phase.trained:
@@ -115,14 +115,10 @@ def _weights(staged: Staged) -> dict[str, tuple[list[Any], list[Any]]]:
 
 def _sizes(leaves: list[Any], mesh: Any) -> tuple[float, float]:
     """(numbers of whole weights as a chip works on them, numbers of them that it has to be sent)."""
-    whole = sum(leaf.size / (mesh.shape["tensor"] if _on_tensor(leaf) else 1) for leaf in leaves)
+    whole = sum(leaf.size / (mesh.shape["tensor"] if is_split(leaf, "tensor") else 1) for leaf in leaves)
     return whole, whole - sum(map(_shard, leaves))
 
 
 def _shard(leaf: Any) -> int:
     """Numbers of a leaf that one chip holds."""
     return math.prod(leaf.sharding.shard_shape(leaf.shape))
-
-
-def _on_tensor(leaf: Any) -> bool:
-    return any("tensor" in (axes or ()) for axes in leaf.sharding.spec)

@@ -36,6 +36,7 @@ class Phase:
       passes: over these weights, in one step, on every chip.
       trained: whether their gradient is among what is computed.
       cache: bytes per image that every pass reads besides the weights, as decoding does.
+      sent: how often weights that are split are sent to every chip; None for in every pass.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Phase:
     passes: float = 0.0
     trained: bool = False
     cache: float = 0.0
+    sent: float | None = None
 
 
 def phases(staged: Staged, flash: bool = True) -> list[Phase]:
@@ -169,6 +171,10 @@ class Run:
         size = self.stage.rows_at_a_time((rows, *latent))
         return next(p for p in range(-(-rows // size), rows + 1) if rows % p == 0)
 
+    def sent(self, times: int) -> int | None:
+        """`Phase.sent` of a part of a rollout, of weights that are gathered so often for it."""
+        return times if self.settings.rollout_weights == "gathered" else None
+
     def write(self, group: int) -> list[Phase]:
         text, prompt = self.encoder.text, self.asked
         decode = flops.text_decode(text, prompt, self.new)
@@ -176,8 +182,8 @@ class Run:
         kv = 2 * text.depth * (prompt + self.new) * text.kv_heads * text.head_width * self.itemsize
         read = self.look() + self.text(prompt)
         return [
-            Phase("question read", read, "encoder", 1),
-            Phase("captions written", group * decode, "encoder", self.new - 1, cache=group * kv),
+            Phase("question read", read, "encoder", 1, sent=self.sent(1)),
+            Phase("captions written", group * decode, "encoder", self.new - 1, cache=group * kv, sent=self.sent(0)),
         ]
 
     def tell(self, group: int) -> list[Phase]:
@@ -186,14 +192,14 @@ class Run:
             work = self.look() + group * self.text(self.asked + self.new)
         else:
             work = group * self.text(self.told)
-        return [Phase("captions read", work, "encoder", 1)]
+        return [Phase("captions read", work, "encoder", 1, sent=self.sent(0))]
 
     def paint(self, group: int) -> list[Phase]:
         steps, parts = self.settings.paint.steps, self.parts(group)
         painted = group * steps * self.branches * self.denoise(self.told)
         projected = group * self.branches * self.project(self.told)
         return [
-            Phase("paintings", painted + projected, "decoder", parts * steps),
+            Phase("paintings", painted + projected, "decoder", parts * steps, sent=self.sent(1)),
             Phase("VAE", group * self.decode(), "vae", parts),
         ]
 

@@ -73,7 +73,8 @@ class ColdStart(LoopStage):
     def prepare(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Tree, dict]:
         if not self.needs_captions:
             keys = jax.random.split(key, batch["images"].shape[0])
-            written = self.write(self.uae.variables("encoder", params, frozen), self.prompts(batch), keys, 0.0)
+            variables = self.uae.variables("encoder", *self.acting(params, frozen))
+            written = self.write(variables, self.prompts(batch), keys, 0.0)
             own = {"written": written.tokens, "lengths": written.lengths, "stopped": written.stopped}
             batch = {**batch, **own}
         metrics = {"caption_tokens": batch["lengths"].mean(dtype=jnp.float32)}

@@ -92,11 +92,12 @@ class GenForUnderstanding(LoopStage):
     def prepare(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Tree, dict]:
         s, count = self.settings, batch["images"].shape[0]
         text_key, noise_key = jax.random.split(key)
-        prompts, variables = self.prompts(batch), self.uae.variables("encoder", params, frozen)
-        written = self.write(variables, prompts, jax.random.split(text_key, count * s.group), s.temperature)
-        hidden, lengths = self.tell(params, frozen, prompts, written)
+        prompts, acting = self.prompts(batch), self.acting(params, frozen)
+        keys = jax.random.split(text_key, count * s.group)
+        written = self.write(self.uae.variables("encoder", *acting), prompts, keys, s.temperature)
+        hidden, lengths = self.tell(*acting, prompts, written)
         noise = jnp.repeat(self.noise(noise_key, batch), s.group, axis=0)  # siblings differ in nothing but their words
-        painted = self.paint(params, frozen, self.schedule(s.paint.steps), hidden, lengths, noise)
+        painted = self.paint(*acting, self.schedule(s.paint.steps), hidden, lengths, noise)
         reward = self.reward(frozen, batch["images"], painted)
         advantage, metrics = group_advantages(reward.total.reshape(count, s.group), s.advantage)
         there = (jnp.arange(written.tokens.shape[1]) < written.lengths[:, None]).astype(jnp.float32)
@@ -111,6 +112,7 @@ class GenForUnderstanding(LoopStage):
         rollout = {name: x.reshape(count, s.group, *x.shape[1:]) for name, x in rollout.items()}
         batch = {**batch, **rollout, "advantage": advantage}
         if s.old_logprob == "replay" and s.updates > 1:
+            variables = self.uae.variables("encoder", params, frozen)
             score = lambda rows: {"old": self.scores(variables, rows).logprob.reshape(rows["tokens"].shape)}  # noqa: E731
             batch |= in_parts(score, batch, count // s.updates)
         metrics |= self.judges.metrics(reward.parts)

@@ -87,6 +87,8 @@ class LoopSettings:
       scene_scores: parse captions and detect paintings in evaluations; for images of the scene world only.
       pictures: held-out images that are shown after an evaluation.
       logit_chunk: how many positions' logits exist at a time; 0 for all.
+      rollout_weights: what `mesh.fsdp` splits is, for captions and paintings, sent to every chip in each pass
+        ("sharded"), or once per rollout ("gathered"), which takes room for all of it, and less time.
       dtype: of activations and of what is frozen, "float32" or "bfloat16"; VAE and judges are always float32.
       save_dtype: of the weights in the result; adapters are float32.
     """
@@ -104,6 +106,7 @@ class LoopSettings:
     scene_scores: bool = False
     pictures: int = 8
     logit_chunk: int = 0
+    rollout_weights: Literal["sharded", "gathered"] = "sharded"
     dtype: str = "float32"
     save_dtype: Literal["float32", "bfloat16"] = "float32"
 
@@ -156,6 +159,10 @@ class LoopStage(Stage):
         return {"images": pixels, **questions.ask(self.uae.prompts, self.question, pixels)}
 
     # -- the loop, step by step; all pure --
+
+    def acting(self, params: Tree, frozen: Tree) -> tuple[Tree, Tree]:
+        """Both as captions are written and painted by, see `LoopSettings.rollout_weights`."""
+        return (params, frozen) if self.settings.rollout_weights == "sharded" else self.uae.gathered(params, frozen)
 
     def prompts(self, batch: Tree) -> Prompts:
         """The questions of a batch, images included."""
@@ -229,6 +236,7 @@ class LoopStage(Stage):
     def evaluate(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> dict[str, Array]:
         """Captions greedily, paints by the ODE from fixed noise, asks every judge."""
         settings, prompts = self.settings, self.prompts(batch)
+        params, frozen = self.acting(params, frozen)
         keys = jax.random.split(key, batch["images"].shape[0])
         written = self.write(self.uae.variables("encoder", params, frozen), prompts, keys, 0.0)
         hidden, lengths = self.tell(params, frozen, prompts, written)

@@ -72,6 +72,7 @@ class Tower:
       module: to be applied to `variables`.
       lora: of the adapter, trained or not; None where there is none.
       axes: logical axes of the trainable tree.
+      frozen_axes: of the frozen tree.
       continued: whether an adapter that the model came with is trained on.
     """
 
@@ -80,6 +81,7 @@ class Tower:
     module: Any
     lora: LoRAConfig | None
     axes: Tree
+    frozen_axes: Tree
     continued: bool
 
     def variables(self, trainable: Tree, frozen: Tree) -> dict[str, Tree]:
@@ -177,6 +179,7 @@ def start(
     trainable: dict[str, Tree] = {}
     frozen: dict[str, Tree] = {"params": _nested({p: x.astype(dtype) for p, x in flat.items() if p not in direct})}
     trainable_axes: dict[str, Tree] = {}
+    frozen_axes: dict[str, Tree] = {"params": _nested({path: axes[path] for path in flat if path not in direct})}
     if direct:
         trainable["params"] = _nested({path: flat[path].astype(jnp.float32) for path in direct})
         trainable_axes["params"] = _nested({path: axes[path] for path in direct})
@@ -196,12 +199,14 @@ def start(
             trainable["lora"] = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), placed)
             trainable_axes["lora"] = lora_axes
             if keep_reference:
+                frozen_axes["reference"] = lora_axes
                 frozen["reference"] = jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), placed)
         else:
+            frozen_axes["lora"] = lora_axes
             frozen["lora"] = jax.tree.map(lambda leaf: leaf.astype(dtype), placed)
     runtime = Runtime(dtype, jnp.dtype(jnp.float32), config.remat, attention, precision)
     module = architecture.module(model.config, runtime)
-    tower = Tower(architecture, model.config, module, lora_config, trainable_axes, continued)
+    tower = Tower(architecture, model.config, module, lora_config, trainable_axes, frozen_axes, continued)
     return tower, trainable, frozen
 
 

@@ -19,6 +19,7 @@ from uae_jax.engine import NEGATIVE_PROMPT
 from uae_jax.models import sd3
 from uae_jax.models.autoencoder_kl import normalise_latents
 from uae_jax.models.runtime import Runtime
+from uae_jax.parallel import sharding
 from uae_jax.parallel.mesh import use_mesh
 from uae_jax.sampling import flow, painting
 from uae_jax.sampling.conditioning import Conditioning
@@ -142,6 +143,11 @@ class UAETowers:
     def reader_changes(self) -> bool:
         """Whether the encoder that reads captions is being trained."""
         return bool(self.towers["encoder"].axes) and self.text.conditioning == "current"
+
+    def gathered(self, params: Tree, frozen: Tree) -> tuple[Tree, Tree]:
+        """Both, with every weight of the towers whole over the axis "fsdp", see `sharding.gathered`."""
+        fixed = {name: sharding.gathered(frozen[name], self.towers[name].frozen_axes) for name in NAMES}
+        return sharding.gathered(params, {name: self.towers[name].axes for name in params}), {**frozen, **fixed}
 
     def variables(self, name: str, params: Tree, frozen: Tree) -> dict[str, Tree]:
         """What a tower's module is applied to."""

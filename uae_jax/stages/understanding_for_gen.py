@@ -67,15 +67,15 @@ class UnderstandingForGen(LoopStage):
     def prepare(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Tree, dict]:
         s, count = self.settings, batch["images"].shape[0]
         text_key, noise_key, step_key, window_key = jax.random.split(key, 4)
-        hidden, lengths, metrics = self._told(params, frozen, batch, text_key)
-        acting = {**params, **state} if s.algorithm == "nft" else params
+        acting = self.acting({**params, **state} if s.algorithm == "nft" else params, frozen)
+        hidden, lengths, metrics = self._told(*acting, batch, text_key)
         schedule, first = self._schedule(window_key)
         start = self.noise(noise_key, batch)
         if s.same_latent:
             start = jnp.repeat(start, s.group, axis=0)
         else:
             start = flow.initial_noise(jax.random.split(noise_key, count * s.group), start.shape[1:])
-        rolled = self._roll(acting, frozen, schedule, first, hidden, lengths, start, step_key)
+        rolled = self._roll(*acting, schedule, first, hidden, lengths, start, step_key)
         reward = self.reward(frozen, batch["images"], rolled.pop("painted"))
         advantage, told = group_advantages(reward.total.reshape(count, s.group), s.advantage)
         metrics |= told | self.judges.metrics(reward.parts)
