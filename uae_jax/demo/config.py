@@ -26,7 +26,7 @@ def get_config(arg=None):
         _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "decoder": _LORA, "paint": _paint(4, 3.0)})
     )
     config.understanding = _stage(
-        "gen_for_understanding", "previous", captions=False, steps=given or 28, batch=6, rate=4e-4
+        "gen_for_understanding", "previous", captions=False, steps=given or 18, batch=6, rate=4e-4
     )
     config.understanding.settings.update(
         _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "group": 8, "paint": _paint(6, 3.0)})

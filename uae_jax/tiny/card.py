@@ -16,7 +16,7 @@ tests, demonstrations and experiments on a laptop. It knows 64x64 pictures of on
 that describe them; photographs are foreign to it.
 
 The encoder is a competent but terse captioner, as the model that it stands for is. The decoder puts one object where a
-caption says, in its colour and size, on its background; every second shape comes out, and fewer where there are several
+caption says, in its colour and size, on its background; two shapes in three come out, and fewer where there are several
 objects. Long captions of several objects it paints poorly. The scorers have never seen the encoder or the decoder.
 
 Licence: that of the package. No data of third parties went in.
