@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from pathlib import Path
 
 import jax
 import pytest
@@ -173,6 +174,18 @@ def test_stages_follow_each_other(tmp_path):
         loop.train_stages([("one", first), ("two", experiment(settings=toy.Settings(model="previous:tow")))], tmp_path)
     with pytest.raises(ValueError, match="no stage comes before"):
         loop.train_stages([("two", second)], tmp_path / "other")
+
+
+def test_a_list_of_stages_may_be_moved(tmp_path, monkeypatch):
+    stages = [("one", experiment(steps=2)), ("two", experiment(steps=3, settings=toy.Settings(model="previous")))]
+    loop.train_stages(stages, tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    longer = [stages[0], ("two", dataclasses.replace(stages[1][1], steps=5))]
+    loop.train_stages(longer, Path("there"))  # by another path, too
+    assert [line["step"] for line in history(tmp_path / "there/2_two")][-1] == 5
+    record = json.loads((tmp_path / "there/2_two/config.json").read_text())
+    assert record["settings"]["model"] == "../1_one/model"
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(fsdp=8, data=1), MeshConfig(data=4, tensor=2)])

@@ -54,14 +54,15 @@ def _history(folder: Path) -> list[str]:
         if "stage" not in config:
             break
         steps.insert(0, _run(folder, config))
-        folder = _before(config)
+        folder = _before(folder, config)
     return [line for step in steps for line in step] or ["No record of a run. `configs/tiny` has the recipe."]
 
 
-def _before(config: dict[str, Any]) -> Path:
+def _before(folder: Path, config: dict[str, Any]) -> Path:
     """The run whose result this one started from; a folder that is none where there was none."""
     settings = config.get("settings") or {}
     start = Path(str(settings.get("model", "")))
+    start = folder / start if start.parts[:1] == ("..",) else start  # of the same list of stages
     return start.parent if start.name == "model" else start
 
 

@@ -67,10 +67,15 @@ def train_stages(experiments: Sequence[tuple[str, Experiment]], workdir: Path, *
       Stopped: on SIGTERM, after saving.
     """
     results: dict[str, Path] = {}
+    beside: dict[str, str] = {}  # the same, as seen from a stage's own folder
     workdir = paths.as_path(workdir)
     for (name, experiment), folder in zip(experiments, stage_folders(experiments, workdir), strict=True):
-        settings = _with_results(experiment.settings, results, name)
-        results[name] = train(dataclasses.replace(experiment, settings=settings), folder, name=name, quiet=quiet)
+        started, recorded = (
+            dataclasses.replace(experiment, settings=_with_results(experiment.settings, found, name))
+            for found in (results, beside)
+        )
+        results[name] = train(started, folder, name=name, quiet=quiet, recorded=recorded)
+        beside[name] = f"../{folder.name}/{MODEL}"
     return list(results.values())
 
 
@@ -81,7 +86,7 @@ def stage_folders(experiments: Sequence[tuple[str, Experiment]], workdir: Path) 
     return [workdir / f"{number}_{name}" for number, (name, _) in enumerate(experiments, start=1)]
 
 
-def _with_results(settings: Any, results: dict[str, Path], name: str) -> Any:
+def _with_results(settings: Any, results: dict[str, Any], name: str) -> Any:
     """Fills the folders of earlier results in."""
     changed = {}
     for field in dataclasses.fields(settings):
@@ -96,13 +101,25 @@ def _with_results(settings: Any, results: dict[str, Path], name: str) -> Any:
     return dataclasses.replace(settings, **changed)
 
 
-def train(experiment: Experiment, workdir: Path, *, name: str = "", quiet: bool = False) -> Path:
-    """Runs one stage from its last checkpoint, or from the start, to its end; see `train_stages`."""
+def train(
+    experiment: Experiment,
+    workdir: Path,
+    *,
+    name: str = "",
+    quiet: bool = False,
+    recorded: Experiment | None = None,
+) -> Path:
+    """Runs one stage from its last checkpoint, or from the start, to its end; see `train_stages`.
+
+    Args:
+      recorded: the experiment as `workdir` is to remember it, if other than as it is run: with no path in it by which
+        this machine finds the folder.
+    """
     workdir = paths.as_path(workdir)
     stage = registry.find(experiment.stage)(experiment.settings, experiment.seed)
     mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
     check_batch(experiment, mesh, stage.updates)
-    remember(experiment, workdir)
+    remember(recorded or experiment, workdir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         run = stack.enter_context(Run(experiment, stage, mesh, workdir, name or experiment.stage, quiet))
