@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -244,6 +245,39 @@ def test_a_closed_loader_ends():
     stream.close()
     stream.close()
     assert list(stream) == []
+
+
+def test_what_a_thread_is_reading_is_closed_by_that_thread(monkeypatch):
+    # Where another one did, Python 3.11 crashed now and then.
+    entered, go_on, closed_by = threading.Event(), threading.Event(), []
+
+    class Slow(Numbers):
+        def __getitem__(self, index):
+            entered.set()
+            assert go_on.wait(30)
+            return super().__getitem__(index)
+
+    class Reads:
+        def __init__(self, reads):
+            self.reads = reads
+
+        def __next__(self):
+            return next(self.reads)
+
+        def close(self):
+            closed_by.append(threading.current_thread())
+            self.reads.close()
+
+    stream = loader(Slow(20))
+    monkeypatch.setattr(stream, "_reads", Reads(stream._reads))
+    thread = threading.Thread(target=lambda: list(stream))
+    thread.start()
+    assert entered.wait(30)
+    stream.close()
+    assert closed_by == []
+    go_on.set()
+    thread.join()
+    assert closed_by == [thread]
 
 
 def children():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -90,6 +91,7 @@ class Loader(Iterator[SampleBatch]):
         self.rows, self.batch_size = rows, batch_size
         self._keep_rest = keep_rest
         self._closed = False
+        self._reading = threading.Lock()
         self._reads: Generator[Read] | None = None
         self._go_to(0)
 
@@ -107,7 +109,8 @@ class Loader(Iterator[SampleBatch]):
           TooManyBadRecords: if more than `config.max_bad_fraction` are bad, or nothing but bad records is left.
         """
         while not self._closed:
-            read = next(self._reads, None)
+            with self._reading:
+                read = next(self._reads, None)
             if read is None:
                 return self._rest()
             self._consumed += 1
@@ -120,7 +123,7 @@ class Loader(Iterator[SampleBatch]):
             pending.append(read)
             if len(pending) == len(self.rows):
                 return self._batch(read.bucket)
-        self._reads.close()
+        self.close()
         raise StopIteration
 
     def _batch(self, bucket: int) -> SampleBatch:
@@ -207,12 +210,17 @@ class Loader(Iterator[SampleBatch]):
         self._reads = read_in_order(self._reader, dealt, consumed, self.config.workers, self.config.buffer)
 
     def close(self) -> None:
-        """Ends worker processes. May be called from another thread than the one that reads."""
+        """Ends worker processes. May be called from another thread than the one that reads.
+
+        That one then ends at the record it is at; what it leaves open, another call closes.
+        """
         self._closed = True
-        try:
-            self._reads.close()
-        except ValueError:  # another thread is reading from it, and closes it when it finds the loader closed
-            log.debug("closed while reading")
+        # A generator must not be closed while another thread runs it: Python 3.11 may crash, with no exception.
+        if self._reading.acquire(blocking=False):
+            try:
+                self._reads.close()
+            finally:
+                self._reading.release()
 
 
 def open_sources(config: DataConfig) -> list[Source]:

@@ -102,6 +102,7 @@ class Feed(Iterator[Fed]):
         while self._thread.is_alive():
             self._drop_ready()  # makes room, should the thread be waiting for it
             self._thread.join(0.02)
+        self._loader.close()  # again, now that nobody reads from it
         self._drop_ready()
         self._ended = self._ended or StopIteration()
 
