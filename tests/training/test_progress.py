@@ -27,8 +27,9 @@ class Terminal(io.StringIO):
 
 def run(progress, clock, first, last, seconds):
     for number in range(first, last + 1):
-        clock.now += seconds
         progress.step(number)
+        clock.now += seconds
+        progress.settled()
 
 
 def test_the_rate_counts_neither_compilation_nor_earlier_runs():
@@ -38,23 +39,31 @@ def test_the_rate_counts_neither_compilation_nor_earlier_runs():
     clock.now += 60  # compiling
     progress.step(501)
     assert math.isnan(progress.rate())
-    run(progress, clock, 502, 521, 0.5)
+    for number in range(502, 521):
+        progress.step(number)
+    assert math.isnan(progress.rate())  # handed to the device at once, which has only begun
+    clock.now += 10
+    progress.settled()
     # 20 steps in 10 s. With the compilation it would be 0.3, with the earlier run 7.4.
     assert progress.rate() == pytest.approx(2.0)
-    assert progress.time_left() == pytest.approx(479 / 2)
+    assert progress.time_left() == pytest.approx(480 / 2)
+    clock.now += 3
+    progress.step(521)
+    assert progress.rate() == pytest.approx(2.0)
+    assert progress.time_left() == pytest.approx(480 / 2 - 3)
     assert "toy: first step after 60.0 s" in file.getvalue()
 
 
 def test_lines_where_there_is_no_terminal():
     clock, file = Clock(), io.StringIO()
     with Progress("toy", 100, file=file, clock=clock) as progress:
-        progress.step(1)
+        run(progress, clock, 1, 1, 1.0)
         progress.metrics({"loss": 0.51234, "accuracy": 0.9, "grad_norm": 3.0, "learning_rate": 1e-3})
         run(progress, clock, 2, 100, 1.0)
     printed = file.getvalue().splitlines()
     # Every tenth of the steps, which comes before 30 s are over; the last once.
     assert [line.split()[2] for line in printed[1:]] == [f"{n}/100" for n in range(10, 101, 10)]
-    assert printed[1] == "toy: step 10/100 (10%)  1 it/s  ETA 1:30  loss 0.5123  accuracy 0.9"
+    assert printed[1] == "toy: step 10/100 (10%)  1 it/s  ETA 1:31  loss 0.5123  accuracy 0.9"
     assert "\r" not in file.getvalue()
 
 
@@ -62,12 +71,7 @@ def test_slow_runs_say_something_every_half_minute():
     clock, file = Clock(), io.StringIO()
     progress = Progress("toy", 10_000, file=file, clock=clock)
     run(progress, clock, 1, 12, 10.0)
-    assert [line.split()[2] for line in file.getvalue().splitlines()[1:]] == [
-        "3/10000",
-        "6/10000",
-        "9/10000",
-        "12/10000",
-    ]
+    assert [line.split()[2] for line in file.getvalue().splitlines()[1:]] == ["4/10000", "7/10000", "10/10000"]
 
 
 def test_a_bar_on_a_terminal():

@@ -295,6 +295,7 @@ class Run:
     def _read_metrics(self, number: int, feed: Feed, rows: Sequence[int]) -> None:
         """The host waits for the device here and nowhere else in a run of steps."""
         readings, means = self.averages.flush()
+        self.progress.settled()
         if not readings:
             return
         readings = _with_all_ids(readings, rows)
@@ -307,7 +308,7 @@ class Run:
             "nonfinite_steps": self.bad.count,
             "waited_for_data": feed.waited_fraction(),
         }
-        if not math.isnan(rate := self.progress.rate()):  # unknown before a step was timed; TensorBoard warns of NaN
+        if not math.isnan(rate := self.progress.rate()):  # TensorBoard warns of it
             means["steps_per_second"] = rate
         self.writer.scalars(number, means)
         self.progress.metrics(means)

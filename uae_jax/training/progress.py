@@ -17,8 +17,8 @@ _NOT_SHOWN = ("grad_norm", "nonfinite", "nonfinite_steps", "learning_rate", "wai
 class Progress:
     """Shows stage, step, rate, time left, loss and a few metrics.
 
-    The rate is that of this run since its first step was done: neither compilation nor what was done before a resume
-    counts.
+    Devices work behind the program that hands them their steps, so the rate is that of steps that are known to be done,
+    see `settled`, since the first was handed out: neither compilation nor what was done before a resume counts.
 
     Args:
       stage: its name.
@@ -47,16 +47,17 @@ class Progress:
         self._clock = clock
         self._begun = clock()
         self._first: tuple[int, float] | None = None  # step and time from which the rate counts
+        self._settled: tuple[int, float] | None = None  # and to which
         self._now = self._begun
         self._metrics: dict[str, float] = {}
         self._line_at, self._line_time = start, self._begun
         self._bar = self._make_bar() if self._on_terminal() and not quiet else None
 
     def step(self, number: int) -> None:
-        """Says that step `number`, counted from 1, was done."""
+        """Says that step `number`, counted from 1, was handed out: the first of all once it was compiled."""
         self._at, self._now = number, self._clock()
         if self._first is None:
-            self._first = (number, self._now)
+            self._first = (number - 1, self._now)
             if self._bar is None and not self._quiet:
                 self._print(f"{self._stage}: first step after {self._now - self._begun:.1f} s")
         if self._bar is not None:
@@ -64,6 +65,11 @@ class Progress:
             self._bar.update(number - self._bar.n)
         elif not self._quiet and self._is_time():
             self._line()
+
+    def settled(self) -> None:
+        """Says that all steps that were handed out are done."""
+        self._now = self._clock()
+        self._settled = (self._at, self._now)
 
     def metrics(self, values: Mapping[str, float]) -> None:
         """Shows these from now on."""
@@ -80,14 +86,17 @@ class Progress:
             self._print(message)
 
     def rate(self) -> float:
-        """Steps per second of this run; NaN before the second step is done."""
-        if self._first is None or self._at == self._first[0]:
+        """Steps per second of this run; NaN before any are known to be done."""
+        if self._first is None or self._settled is None:
             return math.nan
-        return (self._at - self._first[0]) / max(self._now - self._first[1], 1e-9)
+        return (self._settled[0] - self._first[0]) / max(self._settled[1] - self._first[1], 1e-9)
 
     def time_left(self) -> float:
         """Seconds to the last step; NaN while the rate is not known."""
-        return (self._total - self._at) / self.rate()
+        if self._settled is None:
+            return math.nan
+        number, time = self._settled
+        return max((self._total - number) / self.rate() - (self._now - time), 0.0)
 
     def close(self) -> None:
         """Leaves the last state of the bar standing."""
