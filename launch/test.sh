@@ -3,6 +3,7 @@
 #
 #   launch/test.sh                     all tests
 #   launch/test.sh -m "not slow"       the quick ones; any pytest arguments may follow
+#   launch/test.sh -m exhaustive       every stage killed, and run by several processes: half an hour more
 #   launch/test.sh --lowest            all tests with the oldest dependencies that setup.py admits
 #
 # PYTHON names the interpreter, UAE_VENV the environment's folder (default: .venv, or .venv-lowest).
@@ -11,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 lowest=0
 if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
-  sed -n '2,8s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
   exit 0
 fi
 if [[ "${1:-}" == "--lowest" ]]; then

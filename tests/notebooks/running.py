@@ -12,12 +12,13 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LIMIT_S = 3600  # of a cell
 
 
-def execute(file: Path, folder: Path, **parameters: object) -> nbformat.NotebookNode:
+def execute(file: Path, folder: Path, flags: str = "", **parameters: object) -> nbformat.NotebookNode:
     """Runs a notebook in a kernel of its own, in `folder`, on the model that comes with the package.
 
     Args:
       file: the notebook; not written to.
       folder: where it works.
+      flags: of XLA.
       **parameters: STEPS, SCENES: what it reads from the environment as UAE_NOTEBOOK_...
 
     Returns:
@@ -26,7 +27,7 @@ def execute(file: Path, folder: Path, **parameters: object) -> nbformat.Notebook
     Raises:
       nbclient.exceptions.CellExecutionError: if a cell fails.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # one device, not eight
+    environment = os.environ | {"XLA_FLAGS": flags}  # of its own: one device, not eight
     environment |= {"UAE_NOTEBOOK_MODEL": "tiny", "TQDM_DISABLE": "1", "HF_HUB_OFFLINE": "1"}
     environment |= {f"UAE_NOTEBOOK_{name}": str(value) for name, value in parameters.items()}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])

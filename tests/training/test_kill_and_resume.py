@@ -73,11 +73,14 @@ def final_state(workdir):
     return values, record
 
 
-def marked(stage):
-    return pytest.param(stage, marks=needed) if SETTINGS[stage]["model"] == "tiny" else stage
+def marked(stage, regular):
+    """A stage as a parameter; those that are not `regular` run when they are asked for."""
+    marks = [needed] if SETTINGS[stage]["model"] == "tiny" else []
+    return pytest.param(stage, marks=marks if stage in regular else [*marks, pytest.mark.exhaustive])
 
 
-@pytest.mark.parametrize("stage", [marked(stage) for stage in SETTINGS])
+# One with a state of its own beside the parameters, one with a rollout.
+@pytest.mark.parametrize("stage", [marked(s, ("self_distillation", "gen_for_understanding")) for s in SETTINGS])
 def test_killed_and_resumed_is_bit_identical(stage, tmp_path):
     cache, whole, parts = tmp_path / "cache", tmp_path / "whole", tmp_path / "parts"
     assert start(stage, whole, cache).wait(timeout=400) == 0, whole.with_suffix(".log").read_text()[-3000:]
