@@ -9,7 +9,7 @@ from uae_jax.batching import place
 from uae_jax.parallel import sharding
 from uae_jax.parallel.mesh import make_mesh
 
-SPLITS = {"data": {"data": 8}, "fsdp": {"fsdp": 8}, "layers": {"data": 2, "tensor": 2, "sequence": 2}}
+SPLITS = {"data": {"data": 8}, "fsdp": {"fsdp": 8}, "tensor": {"data": 2, "fsdp": 2, "tensor": 2}}
 
 
 def one_device() -> Any:
