@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Installs uae_jax into an environment of its own and runs its tests. Needs Python 3.11 or newer, nothing else.
 #
-#   launch/test.sh                     all tests
+#   launch/test.sh                     all tests but the exhaustive ones
 #   launch/test.sh -m "not slow"       the quick ones; any pytest arguments may follow
-#   launch/test.sh -m exhaustive       every stage killed, and run by several processes: half an hour more
+#   launch/test.sh -m exhaustive       every stage killed and resumed, and run by several processes
 #   launch/test.sh --lowest            all tests with the oldest dependencies that setup.py admits
 #
 # PYTHON names the interpreter, UAE_VENV the environment's folder (default: .venv, or .venv-lowest).

@@ -54,7 +54,10 @@ def test_largest_micro_batch():
 
 def test_gathered_copies_are_whole_but_for_tensor():
     mesh = abstract_mesh(8, fsdp=4, tensor=2)
-    leaf = lambda *spec: jax.ShapeDtypeStruct((16, 8), "bfloat16", sharding=NamedSharding(mesh, PartitionSpec(*spec)))  # noqa: E731
+
+    def leaf(*spec):
+        return jax.ShapeDtypeStruct((16, 8), "bfloat16", sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
     assert memory.gathered_bytes([leaf("fsdp", None)]) == 16 * 8 * 2
     assert memory.gathered_bytes([leaf(("tensor", "fsdp"), None), leaf("fsdp", "tensor")]) == 2 * 16 * 8 * 2 / 2
     assert memory.gathered_bytes([leaf(None, "tensor"), leaf()]) == 0  # no copy is made of these

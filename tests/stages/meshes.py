@@ -16,19 +16,14 @@ def one_device() -> Any:
     return make_mesh(devices=jax.devices()[:1])
 
 
-def gradients(
-    stage: Any, mesh: Any, batch: Any, seed: int = 0, start: Any = None, nudge: bool = False
-) -> tuple[Any, Any, Any]:
+def gradients(stage: Any, mesh: Any, batch: Any, seed: int = 0, start: Any = None) -> tuple[Any, Any, Any]:
     """(loss, aux, gradient) of a freshly loaded stage on a mesh, on the host.
 
     Args:
       start: (params, state) to use in place of those that loading gives.
-      nudge: make half of all weights, by luck, the next larger number: what that changes is float32's, and no fault.
     """
     parts = stage.load(mesh)
     params, state = (parts.params, parts.state) if start is None else start
-    if nudge:
-        params, parts.frozen = nudged((params, parts.frozen))
     params = jax.device_put(params, sharding.shardings(params, parts.params_axes, mesh))
     if parts.state_axes is not None:
         state = jax.device_put(state, sharding.shardings(state, parts.state_axes, mesh))
@@ -37,19 +32,6 @@ def gradients(
     with jax.set_mesh(mesh):
         (loss, aux), grads = step(params, state, parts.frozen, placed, jax.random.key(seed))
     return jax.tree.map(np.asarray, (loss, aux, grads))
-
-
-def nudged(tree: Any) -> Any:
-    """Half of all numbers of float32, by luck, are the next larger ones."""
-    rng = np.random.default_rng(0)
-
-    def next_ones(leaf: Any) -> Any:
-        if leaf.dtype != np.float32:
-            return leaf
-        moved = np.where(rng.random(leaf.shape) < 0.5, np.nextafter(leaf, np.float32(np.inf)), leaf)
-        return jax.device_put(moved, leaf.sharding) if isinstance(leaf, jax.Array) else moved
-
-    return jax.tree.map(next_ones, tree)
 
 
 def relative(got: Any, wanted: Any) -> float:

@@ -95,10 +95,10 @@ def gathered(tree: Any, axes: Any) -> Any:
     What a loop uses of the result has been sent before it begins, and not in every round. As `constrain`, it does
     nothing outside `jax.set_mesh`.
     """
-    rules = {name: tuple(axis for axis in places if axis != "fsdp") for name, places in _rules.get().items()}
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return tree
+    rules = {name: tuple(axis for axis in places if axis != "fsdp") for name, places in _rules.get().items()}
     return jax.tree.map(
         lambda leaf, names: jax.lax.with_sharding_constraint(leaf, partition_spec(leaf.shape, names, mesh, rules)),
         tree,
