@@ -3,7 +3,7 @@
 #
 #   launch/test.sh                     all tests but the exhaustive ones
 #   launch/test.sh -m "not slow"       the quick ones; any pytest arguments may follow
-#   launch/test.sh -m exhaustive       every stage killed and resumed, and run by several processes
+#   launch/test.sh -m exhaustive       every stage killed and resumed, on every mesh, by several processes
 #   launch/test.sh --lowest            all tests with the oldest dependencies that setup.py admits
 #
 # PYTHON names the interpreter, UAE_VENV the environment's folder (default: .venv, or .venv-lowest).

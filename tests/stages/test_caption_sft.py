@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 import jax
 
 from tests.parity import relative_error
-from tests.stages import running
+from tests.stages import meshes, running
 from uae_jax.data.records import Sample
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.stages.caption_sft import CaptionSFT, CaptionSFTSettings
@@ -156,12 +156,6 @@ def test_micro_batches_add_up_to_the_whole(run):
     assert np.mean([float(step(half)) for half in halves]) == pytest.approx(loss, rel=1e-6)
 
 
-MESHES = [
-    {"data": 2, "fsdp": 2, "tensor": 2},
-    *(pytest.param({axis: 8}, marks=pytest.mark.slow) for axis in ("data", "fsdp", "tensor")),
-]
-
-
 @pytest.fixture(scope="module")
 def fresh(settings, uae_checkpoint, tmp_path_factory):
     """All of a new encoder is trained, and what it gives on one device.
@@ -176,7 +170,7 @@ def fresh(settings, uae_checkpoint, tmp_path_factory):
     return settings, running.start(CaptionSFT(settings))(samples())
 
 
-@pytest.mark.parametrize("axes", MESHES, ids=str)
+@pytest.mark.parametrize("axes", meshes.MESHES, ids=str)
 def test_meshes_agree(fresh, axes):
     settings, (loss, _, gradient) = fresh
     other, _, same = running.start(CaptionSFT(settings), make_mesh(**axes))(samples())

@@ -13,7 +13,7 @@ pytest.importorskip("diffusers")
 import jax
 
 from tests.parity import relative_error
-from tests.stages import running
+from tests.stages import meshes, running
 from uae_jax.data.records import Sample
 from uae_jax.engine import PaintSettings
 from uae_jax.models.qwen2_5_vl.positions import mrope_positions
@@ -197,13 +197,7 @@ def test_full_training_leaves_the_position_table_alone(whole):
     )
 
 
-MESHES = [
-    {"data": 2, "fsdp": 2, "tensor": 2},
-    *(pytest.param({axis: 8}, marks=pytest.mark.slow) for axis in ("data", "fsdp", "tensor")),
-]
-
-
-@pytest.mark.parametrize("axes", MESHES, ids=str)
+@pytest.mark.parametrize("axes", meshes.MESHES, ids=str)
 def test_meshes_agree(run, settings, axes):
     loss, _, gradient = run(samples(), KEY)
     other, _, same = running.start(Pretrain(settings), make_mesh(**axes))(samples(), KEY)

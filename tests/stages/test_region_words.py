@@ -94,7 +94,7 @@ def test_the_language_model_is_asked_at_the_tokens_of_the_image(reading):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("read_by", ["vision", "language"])
-@pytest.mark.parametrize("axes", meshes.SPLITS.values(), ids=meshes.SPLITS)
+@pytest.mark.parametrize("axes", meshes.MESHES, ids=str)
 def test_meshes_agree(run, reading, read_by, axes):
     loss, _, gradient = (run if read_by == "vision" else reading)(samples())
     other, _, same = running.start(stage(read_by), make_mesh(**axes))(samples())

@@ -26,6 +26,7 @@ def attention(
     segment_ids: Array | tuple[Array, Array] | None = None,
     mask: Array | None = None,
     kv_lengths: Array | None = None,
+    rows: str = "batch",
     kernel: str = "auto",
 ) -> Array:
     """softmax(q k^T / sqrt(H)) v with logits and softmax in float32.
@@ -39,6 +40,7 @@ def attention(
         segment of its own.
       mask: bool, broadcastable to [B, N, T, S]; True is seen. What segments cannot say, e.g. a half-filled cache.
       kv_lengths: i32[B], at least 1; keys from there on are not seen. Instead of `segment_ids`, and cheaper.
+      rows: logical name of axis B.
       kernel: "auto", by shape and by the platform of the mesh in use (without a mesh, of the default device); "xla",
         which always works and holds [B, N, T, S] logits; "cudnn", flash attention on NVIDIA for 16-bit inputs, which
         "auto" takes where there are neither `mask` nor `segment_ids`; "splash", flash attention on TPU, which pads
@@ -60,12 +62,12 @@ def attention(
     if segment_ids is not None and kv_lengths is not None:
         raise ValueError("attention got segment_ids and kv_lengths, wanted at most one; put the lengths into the ids")
     pair = segment_ids if isinstance(segment_ids, tuple) or segment_ids is None else (segment_ids, segment_ids)
-    q = sharding.constrain(q, "batch", "length", "act_heads", None)
+    q = sharding.constrain(q, rows, "length", "act_heads", None)
     if kernel == "splash" and mask is None:
         if kv_lengths is not None:
             seen = jnp.arange(k.shape[1]) < kv_lengths[:, None]
             pair = (jnp.ones(q.shape[:2], jnp.int32), seen.astype(jnp.int32))
-        return _splash(q, k, v, causal, pair)
+        return _splash(q, k, v, causal, pair, rows)
     if pair is not None:
         same = (pair[0][:, :, None] == pair[1][:, None, :])[:, None]  # [B, 1, T, S]
         mask = same if mask is None else mask & same
@@ -96,20 +98,20 @@ def _obstacle(kernel: str, q: Array) -> str | None:
     return None
 
 
-def _splash(q: Array, k: Array, v: Array, causal: bool, segment_ids: tuple[Array, Array] | None) -> Array:
+def _splash(q: Array, k: Array, v: Array, causal: bool, segment_ids: tuple[Array, Array] | None, rows: str) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     run = functools.partial(_splash_local, causal=causal)
     if mesh.empty or mesh.size == 1:
         return run(q, k, v, segment_ids)
     # A Pallas call is opaque to the partitioner: hand each device its rows and heads.
     spec = functools.partial(sharding.partition_spec, mesh=mesh)
-    heads = spec(k.shape, ("batch", None, "act_heads", None))
+    heads = spec(k.shape, (rows, None, "act_heads", None))
     if heads[2] is None:  # keys cannot be split over heads, so queries must not be either
-        queries = spec(q.shape, ("batch", None, None, None))
+        queries = spec(q.shape, (rows, None, None, None))
     else:
-        queries = spec(q.shape, ("batch", None, "act_heads", None))
-    rows = None if segment_ids is None else tuple(spec(ids.shape, ("batch", None)) for ids in segment_ids)
-    sharded = jax.shard_map(run, mesh=mesh, in_specs=(queries, heads, heads, rows), out_specs=queries, check_vma=False)
+        queries = spec(q.shape, (rows, None, "act_heads", None))
+    ids = None if segment_ids is None else tuple(spec(each.shape, (rows, None)) for each in segment_ids)
+    sharded = jax.shard_map(run, mesh=mesh, in_specs=(queries, heads, heads, ids), out_specs=queries, check_vma=False)
     return sharded(q, k, v, segment_ids)
 
 

@@ -224,7 +224,7 @@ class Block(nn.Module):
             x = _conv(self.runtime, self.channels, stride=2, padding=(0, 1), name="resample")(x)
         elif self.resample == "up":
             x = _conv(self.runtime, self.channels, name="resample")(x.repeat(2, axis=1).repeat(2, axis=2))
-        x = constrain(x, "batch", None, None, None)
+        x = constrain(x, "images", None, None, None)
         self.sow("intermediates", "hidden", x)
         return x
 
@@ -243,7 +243,7 @@ class MidBlock(nn.Module):
         if c.mid_block_add_attention:
             x = _remat(AttentionBlock, run)(c, run, name="attention")(x)
         x = residual(c, run, c.block_out_channels[-1], name="residual_1")(x)
-        x = constrain(x, "batch", None, None, None)
+        x = constrain(x, "images", None, None, None)
         self.sow("intermediates", "hidden", x)
         return x
 
@@ -277,7 +277,7 @@ class AttentionBlock(nn.Module):
         b, h, w, c = x.shape
         y = _norm(self.config, run, "norm")(x).reshape(b, h * w, c)
         q, k, v = (Linear(c, runtime=run, name=name)(y)[:, :, None] for name in "qkv")  # [B, h w, 1, C]
-        y = attention(q, k, v, kernel=run.attention)[:, :, 0]
+        y = attention(q, k, v, rows="images", kernel=run.attention)[:, :, 0]
         return x + Linear(c, runtime=run, name="o")(y).reshape(b, h, w, c)
 
 

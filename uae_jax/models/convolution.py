@@ -4,6 +4,10 @@ XLA hands the CPU's kernel gradient to a general routine that runs at a tenth of
 Written as matrix products over an image's rows it keeps up. Accelerators have their own; so do several devices that
 share a batch, for which the partitioner would gather what is scanned here.
 
+Every convolution works on whole images, spread over all devices as far as there are enough of them: left free to split
+sides or channels, XLA's partitioner gets kernel gradients wrong (jax 0.10.2; twice too large on an idle mesh axis of
+two, when sides are split over another).
+
 Letters: B images, H/W sides, K side of the kernel, C channels in, F channels out.
 """
 
@@ -13,20 +17,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from uae_jax.parallel.sharding import constrain
+
 Array = jax.Array
 
+_WHOLE = ("images", None, None, None)
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 def conv_general_dilated(
     x: Array, kernel: Array, strides: Sequence[int], padding: Sequence[tuple[int, int]], **options: Any
 ) -> Array:
-    """`jax.lax.conv_general_dilated` for `flax.linen.Conv`, with another gradient where that is faster."""
+    """`jax.lax.conv_general_dilated` for `flax.linen.Conv`: whole images, another gradient where that is faster."""
     side = kernel.shape[0]
     same = tuple(map(tuple, padding)) == ((side // 2, side // 2),) * 2 and side % 2 == 1
     if same and kernel.shape[:2] == (side, side) and tuple(strides) == (1, 1) and x.ndim == 4 and _one_cpu():
         return _same(x, kernel)
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    y = jax.lax.conv_general_dilated(constrain(x, *_WHOLE), kernel, strides, padding, **options)
+    return constrain(y, *_WHOLE)
 
 
 def _one_cpu() -> bool:

@@ -21,6 +21,7 @@ Rules = Mapping[str, Sequence[str]]
 DEFAULT_RULES: Rules = {
     # activations
     "batch": ("data", "fsdp"),
+    "images": ("data", "fsdp", "tensor", "sequence"),  # of convolutions, which split nothing else
     "length": ("sequence",),
     "act_heads": ("tensor",),
     "act_mlp": ("tensor",),
