@@ -130,3 +130,19 @@ def test_tokenizers_are_compared_by_what_they_say(tmp_path):
     assemble._same_tokenizer(tmp_path / "indented", tmp_path / "ours")  # as transformers writes it
     with pytest.raises(ValueError, match="train again"):
         assemble._same_tokenizer(tmp_path / "other", tmp_path / "ours")
+
+
+def test_what_a_card_tells_is_kept(runs, assembled, tmp_path):
+    """The encoder as it was, and a decoder that went on from the assembled one."""
+    again = write_runs(tmp_path / "again")
+    record(again["decoder"], "pretrain", str(assembled), evaluation=0.125)
+    parts = again | {"encoder": assembled, "clip": assembled / "scorers/clip"}
+    (assembled / "MODEL_CARD.md").write_text(
+        (assembled / "MODEL_CARD.md").read_text().replace("### decoder\n\nNo record of a run.", "### decoder\n\n- old.")
+    )
+    assemble.assemble(parts, tmp_path / "out")
+    made = (tmp_path / "out/MODEL_CARD.md").read_text().partition("## How each part was made")[2]
+    sections = {text.split("\n")[0]: text for text in made.split("### ")[1:]}
+    assert "`caption_sft`, from `new:tiny`: 700 steps" in sections["encoder"]
+    assert sections["decoder"].index("- old.") < sections["decoder"].index("`pretrain`, from")
+    assert "No record" in sections["clip"] and "No record" in sections["vae"]

@@ -3,9 +3,10 @@
     python -m uae_jax.tiny.assemble --encoder RUN --decoder RUN --vae RUN \\
         --clip RUN --longclip RUN --dinov2 RUN --dinov3 RUN [--measured FILE.json] [--output FOLDER]
 
-Every RUN is the folder of a finished `uae train` run (its model lies in `model/`) or a model folder. The result has the
-published layout in bfloat16, and a `MODEL_CARD.md` of what the runs recorded. It replaces FOLDER, by default the one in
-the package, when it is complete and not before.
+Every RUN is the folder of a finished `uae train` run (its model lies in `model/`) or a model folder: parts that stay
+come from the package itself, e.g. `--clip uae_jax/assets/tiny/scorers/clip`. The result has the published layout in
+bfloat16, and a `MODEL_CARD.md` of what the runs recorded, behind what the card of the model they started from tells. It
+replaces FOLDER, by default the one in the package, when it is complete and not before.
 """
 
 import argparse

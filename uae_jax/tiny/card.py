@@ -28,14 +28,15 @@ def write(counts: dict[str, int], runs: dict[str, Path], measured: Path | None) 
 
     Args:
       counts: part -> parameters.
-      runs: part -> folder of a training run; where it holds no record, the card says so.
+      runs: part -> folder of a training run, or of a model whose card tells of that part; where there is neither, the
+        card says so.
       measured: JSON of `uae_jax.tiny.measure`.
     """
     lines = [_INTRODUCTION, "## Parts", "", "| part | parameters |", "|---|---|"]
     lines += [f"| {part} | {count:,} |" for part, count in counts.items()]
     lines += [f"| **all** | **{sum(counts.values()):,}** |", "", "## How each part was made", ""]
     for part, folder in runs.items():
-        lines += [f"### {part}", "", *_history(folder), ""]
+        lines += [f"### {part}", "", *_history(part, folder), ""]
     lines += ["## Measured on held-out scenes", ""]
     if measured is None:
         lines += ["Not measured yet: `python -m uae_jax.tiny.measure --model tiny`."]
@@ -44,7 +45,7 @@ def write(counts: dict[str, int], runs: dict[str, Path], measured: Path | None) 
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _history(folder: Path) -> list[str]:
+def _history(part: str, folder: Path) -> list[str]:
     """What was run before a part was done, first things first: a run that started from another's result names it."""
     steps: list[list[str]] = []
     seen: set[Path] = set()
@@ -55,7 +56,22 @@ def _history(folder: Path) -> list[str]:
             break
         steps.insert(0, _run(folder, config))
         folder = _before(folder, config)
-    return [line for step in steps for line in step] or ["No record of a run. `configs/tiny` has the recipe."]
+    told = [*_told(part, folder), *(line for step in steps for line in step)]
+    return told or ["No record of a run. `configs/tiny` has the recipe."]
+
+
+def _told(part: str, folder: Path) -> list[str]:
+    """What the card of a model says of how a part was made; the folder is the model's, or that of a part of it."""
+    folder = folder.resolve()
+    card = next((place / NAME for place in (folder, *folder.parents[:2]) if (place / NAME).is_file()), None)
+    if card is None:
+        return []
+    lines = card.read_text(encoding="utf-8").splitlines()
+    if f"### {part}" not in lines:
+        return []
+    section = lines[lines.index(f"### {part}") + 1 :]
+    section = itertools.takewhile(lambda line: not line.startswith("#"), section)
+    return [line for line in section if line.startswith(("- ", "  - "))]
 
 
 def _before(folder: Path, config: dict[str, Any]) -> Path:
