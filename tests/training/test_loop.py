@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from tests.compiling import compilations
-from tests.training import toy
+from tests.training import NOT_REPEATED, toy
 from uae_jax.data.config import DataConfig, ScenesConfig, SourceConfig
 from uae_jax.errors import RunError
 from uae_jax.stages import registry
@@ -53,8 +53,7 @@ def result(folder):
 
 def history(folder):
     """Lines without what differs from run to run."""
-    timed = ("time", "steps_per_second", "waited_for_data")
-    return [{name: value for name, value in line.items() if name not in timed} for line in read_history(folder)]
+    return [{name: value for name, value in line.items() if name not in NOT_REPEATED} for line in read_history(folder)]
 
 
 def stop_after(monkeypatch, step):
@@ -211,6 +210,15 @@ def test_nothing_is_compiled_in_the_steady_state(tmp_path, monkeypatch):
         loop.train(experiment(steps=30, evaluate_every=6), tmp_path)
     assert at[1] > 0
     assert at[30] == at[7]  # by then it has stepped, logged, saved and evaluated once
+    told = {line["step"]: line["compiled_programs"] for line in read_history(tmp_path) if "compiled_programs" in line}
+    assert told[3] > 0 and not any(count for step, count in told.items() if step > 9)
+
+
+def test_a_profile_is_written_where_it_was_asked_for(tmp_path, capsys):
+    loop.train(experiment(profile_steps=2), tmp_path)
+    assert "profile of steps 4 to 5" in capsys.readouterr().err
+    rows = json.loads((tmp_path / "profile/parts.json").read_text())
+    assert {row["phase"] for row in rows} >= {"loss", "optimiser"}
 
 
 def test_batches_must_split_evenly(tmp_path):

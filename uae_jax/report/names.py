@@ -191,6 +191,7 @@ _CATALOGUE = [
         ("cut_captions", "Captions cut to length", "share of captions that are longer than the limit"),
         ("tokens", "Tokens", "scored in a batch", {"unit": "tokens"}),
         ("waited_for_data", "Waited for data", "share of the time", _DOWN),
+        ("compiled_programs", "Compiled", "programs; none once a run is under way", _DOWN | {"unit": "programs"}),
         ("steps_per_second", "Speed", "steps a second", _UP | {"unit": "steps/s"}),
     ),
 ]

@@ -90,6 +90,7 @@ class Experiment:
       keep: newest checkpoints that are kept.
       keep_every: steps of checkpoints that are kept for good; 0 for none.
       max_nonfinite: steps in a row with a loss or gradient that is no number, after which the run ends.
+      profile_steps: steps of which a profile is written to WORKDIR/profile, from the fourth of a start on; 0 for none.
     """
 
     stage: str
@@ -110,3 +111,4 @@ class Experiment:
     keep: int = 2
     keep_every: int = 0
     max_nonfinite: int = 10
+    profile_steps: int = 0

@@ -4,6 +4,7 @@ workdir/config.json         what the run is
 workdir/checkpoints/        see `uae_jax.training.checkpoints`
 workdir/metrics.jsonl       one line per reading; TensorBoard events lie beside it
 workdir/pictures/           what evaluations drew
+workdir/profile/            where the time goes, where that was asked for
 workdir/model/              the result, once the last step is done
 """
 
@@ -29,12 +30,14 @@ from uae_jax.stages import registry
 from uae_jax.stages.base import Parts, Stage
 from uae_jax.training import configure, pictures
 from uae_jax.training.checkpoints import CheckpointStore
+from uae_jax.training.compilations import Compilations
 from uae_jax.training.config import Experiment
 from uae_jax.training.feed import Fed, Feed
 from uae_jax.training.metrics import Averages, MetricsWriter, Reading
 from uae_jax.training.nonfinite import BadSteps
 from uae_jax.training.optimisers import make_optimiser, schedule
 from uae_jax.training.preemption import Preemption
+from uae_jax.training.profiling import Profiler
 from uae_jax.training.progress import Progress
 from uae_jax.training.state import TrainState, abstract, make_state
 from uae_jax.training.update import make_step
@@ -118,6 +121,8 @@ def train(
     workdir = paths.as_path(workdir)
     stage = registry.find(experiment.stage)(experiment.settings, experiment.seed)
     mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
+    if experiment.profile_steps and paths.is_remote(workdir):
+        raise ValueError(f"{workdir}: profile_steps={experiment.profile_steps}, but profiles go to local workdirs only")
     check_batch(experiment, mesh, stage.updates)
     remember(recorded or experiment, workdir)
     with contextlib.ExitStack() as stack:
@@ -178,7 +183,7 @@ def _completed(record: dict) -> dict:
 
 # What only says how long to go on, on what, and how often to look: it may change between two starts.
 _FREE = ("steps", "log_every", "evaluat", "validation", "checkpoint_every", "keep", "max_nonfinite", "mesh")
-_FREE += ("data.workers", "data.buffer", "data.max_bad_fraction")
+_FREE += ("profile_steps", "data.workers", "data.buffer", "data.max_bad_fraction")
 
 
 class Run:
@@ -193,6 +198,7 @@ class Run:
         with contextlib.ExitStack() as stack:
             experiment = self.experiment
             self.preemption = stack.enter_context(Preemption())
+            self.compilations = stack.enter_context(contextlib.closing(Compilations()))
             self.store = CheckpointStore(
                 self.workdir / "checkpoints", keep=experiment.keep, keep_every=experiment.keep_every or None
             )
@@ -264,10 +270,15 @@ class Run:
 
     def _steps(self, start: int) -> None:
         experiment = self.experiment
-        with contextlib.closing(self._feed()) as feed:
+        steps = experiment.profile_steps if processes.is_main() else 0
+        profiler = Profiler(self.workdir, start, steps)
+        with contextlib.closing(self._feed()) as feed, contextlib.closing(profiler):
             for number in range(start + 1, experiment.steps + 1):
                 fed = next(feed)
+                profiler.before(number, self.state)
                 self.state, metrics = self.step(self.state, self.frozen, fed.batch)
+                if (profile := profiler.after(number, self.state)) is not None:
+                    self.progress.note(profile)
                 self.data_states = [fed.state]
                 self.averages.add(number, metrics, fed.ids)
                 self.progress.step(number)
@@ -307,6 +318,7 @@ class Run:
             "learning_rate": float(self.rate(number * self.stage.updates - 1)),
             "nonfinite_steps": self.bad.count,
             "waited_for_data": feed.waited_fraction(),
+            "compiled_programs": self.compilations.flush(),
         }
         if not math.isnan(rate := self.progress.rate()):  # TensorBoard warns of it
             means["steps_per_second"] = rate

@@ -11,7 +11,8 @@ import tqdm
 _LINE_SECONDS = 30.0  # between two lines where there is no terminal
 _LINE_FRACTION = 0.1  # of all steps: likewise, whichever comes first
 _MOST = 3  # metrics that are shown where none are named
-_NOT_SHOWN = ("grad_norm", "nonfinite", "nonfinite_steps", "learning_rate", "waited_for_data", "steps_per_second")
+_NOT_SHOWN = ("grad_norm", "nonfinite", "nonfinite_steps", "learning_rate", "waited_for_data", "compiled_programs")
+_NOT_SHOWN += ("steps_per_second",)
 
 
 class Progress:

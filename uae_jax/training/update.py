@@ -14,6 +14,7 @@ import optax
 
 from uae_jax.parallel import sharding
 from uae_jax.stages.base import Aux, Stage
+from uae_jax.training import profiling
 from uae_jax.training.config import EMAConfig
 from uae_jax.training.state import TrainState
 
@@ -49,10 +50,12 @@ def make_step(
     """
 
     def update(state: TrainState, frozen: Tree, batch: Tree, key: Array, number: Array) -> tuple[TrainState, dict]:
-        loss, aux, grads = accumulated_gradients(stage, state, frozen, batch, key, accumulate)
+        with jax.named_scope(profiling.LOSS):
+            loss, aux, grads = accumulated_gradients(stage, state, frozen, batch, key, accumulate)
         norm = optax.tree.norm(grads)
         fine = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.nonfinite_in_a_row < max_nonfinite)
-        updated = _updated(stage, optimiser, ema, state, grads, aux, number)
+        with jax.named_scope(profiling.OPTIMISER):
+            updated = _updated(stage, optimiser, ema, state, grads, aux, number)
         kept = jax.tree.map(lambda new, old: _select(fine, new, old), updated, state)
         state = kept.replace(nonfinite_in_a_row=jnp.where(fine, 0, state.nonfinite_in_a_row + 1))
         metrics = {"loss": loss, **aux.metrics, "grad_norm": norm, "nonfinite": 1.0 - fine}
@@ -60,7 +63,8 @@ def make_step(
 
     def step(state: TrainState, frozen: Tree, batch: Tree) -> tuple[TrainState, dict[str, Array]]:
         prepare_key, loss_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        batch, prepared = stage.prepare(state.params, state.stage, frozen, batch, prepare_key)
+        with jax.named_scope(profiling.PREPARE):
+            batch, prepared = stage.prepare(state.params, state.stage, frozen, batch, prepare_key)
         if stage.updates == 1:
             state, metrics = update(state, frozen, batch, loss_key, state.step)
         else:
