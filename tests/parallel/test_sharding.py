@@ -55,7 +55,7 @@ def test_a_size_of_zero_and_an_absent_mesh_axis():
 
 
 def test_wrong_names_and_ranks_are_refused():
-    with pytest.raises(ValueError, match="logical axis 'embde' has no rule; known axes: batch, length"):
+    with pytest.raises(ValueError, match="logical axis 'embde' has no rule; known axes: batch, images, length"):
         partition_spec((8,), ("embde",), MESH)
     with pytest.raises(ValueError, match=re.escape("array of shape (8, 6) has 1 axis names ('embed',), wanted 2")):
         partition_spec((8, 6), ("embed",), MESH)

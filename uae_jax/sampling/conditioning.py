@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from uae_jax.models.projector import Projector
 from uae_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from uae_jax.models.qwen2_5_vl.prompts import Prompts
+from uae_jax.parallel.sharding import constrain
 
 Array = jax.Array
 Variables = dict[str, Any]
@@ -127,6 +128,8 @@ def hidden_with_answers(
         jnp.concatenate([valid, steps < lengths[:, None]], axis=1).astype(jnp.int32),
         method="hidden_states",
     )
+    # Whole rows: of tokens split over devices, cut and joined again, XLA got gradients wrong (jax 0.10.2).
+    hidden = constrain(hidden, "batch", None, None)
     length = prompts.tokens.shape[1]
     last = valid.astype(jnp.int32).sum(axis=1) - 1
     return jnp.take_along_axis(hidden[:, :length], last[:, None, None], axis=1), hidden[:, length:]
