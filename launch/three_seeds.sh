@@ -7,22 +7,24 @@
 #   JOBS=2 launch/three_seeds.sh runs/seeds     runs two at a time, on a CPU core each, which gets more done than one
 #                                               run on two cores
 #
-# STEPS (120), SEEDS ("0 1 2") and SCENES (512) shorten it; UAE_VENV names the environment (default: .venv).
+# STEPS (120), SEEDS ("0 1 2"), SCENES (512) and STAGES ("gen_for_understanding understanding_for_gen") shorten it;
+# UAE_VENV names the environment (default: .venv).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 if [[ $# -ne 1 || "$1" == -* ]]; then
-  sed -n '2,12s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
 runs=$1
 bin=${UAE_VENV:-.venv}/bin
 seeds=${SEEDS:-0 1 2}
+stages=${STAGES:-gen_for_understanding understanding_for_gen}
 jobs=${JOBS:-1}
 
 list_runs() {
   for seed in $seeds; do
-    for stage in gen_for_understanding understanding_for_gen; do
+    for stage in $stages; do
       echo "configs/$stage.py:steps=${STEPS:-120},seed=$seed $runs/$stage/$seed"
       echo "configs/control.py:of=$stage,steps=${STEPS:-120},seed=$seed $runs/control_$stage/$seed"
     done
@@ -34,7 +36,7 @@ train='pin=(); if [[ '"$jobs"' -gt 1 ]] && command -v taskset >/dev/null; then p
 mkdir -p "$2"; exec "${pin[@]}" '"$bin"'/uae train --config "$1" --workdir "$2"'
 list_runs | xargs -P "$jobs" -L 1 --process-slot-var=SLOT bash -c "$train" three_seeds
 
-for stage in gen_for_understanding understanding_for_gen; do
+for stage in $stages; do
   treated=() control=()
   for seed in $seeds; do
     treated+=("$runs/$stage/$seed")

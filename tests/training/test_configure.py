@@ -209,7 +209,7 @@ REFUSED = [
     ("data.sources[1].path=", "config.data.sources[1].path: is empty"),
     ("data.sources[1].weight=0", "config.data.sources[1].weight: is 0.0, wanted more than 0"),
     ("data.sources[1].caption_weights=1,2", "caption_weights: holds 2, wanted one for each of 1 captions"),
-    ("data.sources[0].scenes.objects=1,2", "objects: is (1.0, 2.0), wanted six frequencies"),
+    ("data.sources[0].scenes.objects=1,2", "objects: is (1.0, 2.0), wanted 6 frequencies"),
     ("data.aspects=()", "config.data.aspects: is ()"),
     ("data.flip=2", "config.data.flip: is 2.0, wanted 0 to 1"),
 ]

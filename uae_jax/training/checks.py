@@ -18,6 +18,7 @@ _AT_LEAST = {
     "keep": 1,
     "keep_every": 0,
     "max_nonfinite": 1,
+    "profile_steps": 0,
     "optimiser.learning_rate": 0,
     "optimiser.warmup": 0,
     "optimiser.weight_decay": 0,
@@ -96,11 +97,10 @@ def _source(where: str, source: SourceConfig) -> Iterator[str]:
 def _scenes(where: str, scenes: ScenesConfig) -> Iterator[str]:
     for name, least in {"count": 1, "seed": 0, "size": 8, "variants": 1}.items():
         yield from _at_least(f"{where}.{name}", getattr(scenes, name), least)
-    if len(scenes.objects) != 6 or min(scenes.objects, default=0) < 0 or not any(scenes.objects):
-        yield f"{where}.objects: is {scenes.objects!r}, wanted six frequencies, none below 0 and not all 0"
-    sizes = scenes.object_sizes
-    if len(sizes) != 3 or min(sizes, default=0) < 0 or not any(sizes):
-        yield f"{where}.object_sizes: is {sizes!r}, wanted three frequencies, none below 0 and not all 0"
+    for name, wanted in {"objects": 6, "object_sizes": 3}.items():
+        weights = getattr(scenes, name)
+        if len(weights) != wanted or min(weights) < 0 or not any(weights):
+            yield f"{where}.{name}: is {weights!r}, wanted {wanted} frequencies, none below 0 and not all 0"
 
 
 def _value(experiment: Experiment, path: str) -> Any:
