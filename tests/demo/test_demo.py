@@ -1,4 +1,4 @@
-"""The demonstration runs from end to end, and says what it measured."""
+"""The demonstration runs from end to end, and says what it measured; so does the notebook that shows it."""
 
 import json
 import os
@@ -7,11 +7,18 @@ import sys
 
 import pytest
 
+pytest.importorskip("nbformat")
+pytest.importorskip("nbclient")
+pytest.importorskip("ipykernel")
+pytest.importorskip("matplotlib")
+
+from tests.notebooks.running import NOTEBOOKS, runs_as_committed
 from tests.tiny.embedded import needed
 from uae_jax.demo import command
 from uae_jax.training import configure
 
 NAMES = ("pretrain", "cold_start", "understanding", "generation")
+FLAGS = "--xla_backend_optimization_level=0"  # compiling well takes longer than running, here
 
 
 def test_its_config_is_the_four_stages_each_from_the_last():
@@ -35,19 +42,16 @@ def test_the_table_has_a_line_for_each_model():
 
 def run(arguments):
     """`uae demo`, on one device: here are eight, on which small programs compile and run far longer."""
-    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
     line = [sys.executable, "-m", "uae_jax.cli", *map(str, arguments)]
-    done = subprocess.run(line, env=os.environ | {"XLA_FLAGS": flags}, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(line, env=os.environ | {"XLA_FLAGS": FLAGS}, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @needed
 @pytest.mark.slow
-def test_demo(tmp_path):
-    short = {"steps": 1, "batch_size": 2, "evaluation_batches": 1, "settings.pictures": 1}
-    overrides = [f"--config.{name}.{key}={value}" for name in NAMES for key, value in short.items()]
-    overrides += [f"--config.{name}.settings.group=2" for name in NAMES[2:]]
+def test_demo_and_its_notebook(tmp_path):
+    overrides = [f"--config.{name}.{key}=1" for name in NAMES for key in ("steps", "evaluation_batches")]
     arguments = ["demo", "--workdir", tmp_path / "run", "--quiet", "--scenes", 4, *overrides]
     out = run(arguments)
     rows = json.loads((tmp_path / "run" / command.FIGURES).read_text())
@@ -59,5 +63,8 @@ def test_demo(tmp_path):
     models = [tmp_path / f"run/{i}_{name}/model/inference.json" for i, name in enumerate(NAMES, start=1)]
     written = [file.stat().st_mtime_ns for file in models]
     run(arguments)
-    assert [file.stat().st_mtime_ns for file in models] == written  # nothing is trained twice
     assert json.loads((tmp_path / "run" / command.FIGURES).read_text()) == rows
+    file = next(file for file in NOTEBOOKS if file.stem == "train_tiny")
+    said = runs_as_committed(file, tmp_path, STEPS=1, SCENES=4, WORKDIR=tmp_path / "run")
+    assert "embedded" in said and "generation" in said
+    assert [file.stat().st_mtime_ns for file in models] == written  # nothing is trained twice

@@ -19,7 +19,7 @@ def execute(file: Path, folder: Path, flags: str = "", **parameters: object) -> 
       file: the notebook; not written to.
       folder: where it works.
       flags: of XLA.
-      **parameters: STEPS, SCENES: what it reads from the environment as UAE_NOTEBOOK_...
+      **parameters: STEPS, SCENES, WORKDIR: what it reads from the environment as UAE_NOTEBOOK_...
 
     Returns:
       it, with its outputs.
@@ -39,6 +39,15 @@ def execute(file: Path, folder: Path, flags: str = "", **parameters: object) -> 
     )
     client.execute(env=environment)
     return notebook
+
+
+def runs_as_committed(file: Path, folder: Path, **parameters: object) -> str:
+    """Executes a notebook; it must be as it is committed, and show as many pictures. Returns what it printed."""
+    quickly_compiled = "--xla_backend_optimization_level=0"  # which takes longer than running, in tests
+    notebook, committed = execute(file, folder, quickly_compiled, **parameters), nbformat.read(file, as_version=4)
+    assert pictures(notebook) == pictures(committed) > 0
+    assert [cell.source for cell in notebook.cells] == [cell.source for cell in committed.cells]
+    return printed(notebook)
 
 
 def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
