@@ -1,21 +1,12 @@
-"""Counts what XLA compiles."""
+"""What XLA compiles while something runs."""
 
 import contextlib
 
-import jax
+from uae_jax.training.compilations import Compilations
 
 
 @contextlib.contextmanager
 def compilations():
     """A list that grows by one with every program that XLA compiles, loose operations included."""
-    names = []
-
-    def listen(event: str, _seconds: float, **kwargs) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            names.append(kwargs.get("fun_name", "?"))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield names
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+    with contextlib.closing(Compilations()) as counted:
+        yield counted.names

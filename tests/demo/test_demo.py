@@ -12,13 +12,12 @@ pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 pytest.importorskip("matplotlib")
 
-from tests.notebooks.running import NOTEBOOKS, runs_as_committed
+from tests.notebooks.running import NOTEBOOKS, QUICKLY_COMPILED, runs_as_committed
 from tests.tiny.embedded import needed
 from uae_jax.demo import command
 from uae_jax.training import configure
 
 NAMES = ("pretrain", "cold_start", "understanding", "generation")
-FLAGS = "--xla_backend_optimization_level=0"  # compiling well takes longer than running, here
 
 
 def test_its_config_is_the_four_stages_each_from_the_last():
@@ -43,7 +42,8 @@ def test_the_table_has_a_line_for_each_model():
 def run(arguments):
     """`uae demo`, on one device: here are eight, on which small programs compile and run far longer."""
     line = [sys.executable, "-m", "uae_jax.cli", *map(str, arguments)]
-    done = subprocess.run(line, env=os.environ | {"XLA_FLAGS": FLAGS}, capture_output=True, text=True, timeout=1500)
+    environment = os.environ | {"XLA_FLAGS": QUICKLY_COMPILED}
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -116,9 +116,8 @@ def test_head_compares_unit_vectors():
     params = head.init(jax.random.key(0), x)["params"]
     assert params["prototypes"].shape == (16, 24)
     got = head.apply({"params": params}, x)
-    gelu = lambda y: np.asarray(jax.nn.gelu(y))  # noqa: E731
-    y = gelu(x @ params["up"]["kernel"] + params["up"]["bias"])
-    y = gelu(y @ params["across"]["kernel"] + params["across"]["bias"])
+    y = jax.nn.gelu(x @ params["up"]["kernel"] + params["up"]["bias"])
+    y = jax.nn.gelu(y @ params["across"]["kernel"] + params["across"]["bias"])
     y = np.float64(y @ params["down"]["kernel"] + params["down"]["bias"])
     np.testing.assert_allclose(got, unit(y) @ unit(np.float64(params["prototypes"]).T).T, atol=1e-5)
 
@@ -204,7 +203,7 @@ def test_loss_is_the_weighted_sum_of_its_parts(run):
     assert aux.per_example.shape == (8,) and float(aux.per_example.mean()) == pytest.approx(float(loss), rel=1e-6)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
     assert np.abs(aux.state["centre"]).max() > 0 and np.abs(aux.state["patch_centre"]).max() > 0
-    # A teacher that is the student: the head's cosines are in [-1, 1], so no loss can be above log K + 2 / temperature.
+    # The head's cosines are in [-1, 1], so no loss can be above log K + 2 / temperature.
     assert m["dino"] < np.log(24) + 2 / s.temperature
 
 

@@ -134,12 +134,12 @@ def test_tokenizers_are_compared_by_what_they_say(tmp_path):
 
 def test_what_a_card_tells_is_kept(runs, assembled, tmp_path):
     """The encoder as it was, and a decoder that went on from the assembled one."""
+    before = shutil.copytree(assembled, tmp_path / "before")  # others look at that one
     again = write_runs(tmp_path / "again")
-    record(again["decoder"], "pretrain", str(assembled), evaluation=0.125)
-    parts = again | {"encoder": assembled, "clip": assembled / "scorers/clip"}
-    (assembled / "MODEL_CARD.md").write_text(
-        (assembled / "MODEL_CARD.md").read_text().replace("### decoder\n\nNo record of a run.", "### decoder\n\n- old.")
-    )
+    record(again["decoder"], "pretrain", str(before), evaluation=0.125)
+    parts = again | {"encoder": before, "clip": before / "scorers/clip"}
+    card = before / "MODEL_CARD.md"
+    card.write_text(card.read_text().replace("### decoder\n\nNo record of a run.", "### decoder\n\n- old."))
     assemble.assemble(parts, tmp_path / "out")
     made = (tmp_path / "out/MODEL_CARD.md").read_text().partition("## How each part was made")[2]
     sections = {text.split("\n")[0]: text for text in made.split("### ")[1:]}

@@ -8,18 +8,24 @@ _EVENT = "/jax/core/compile/backend_compile_duration"  # also where a program co
 
 
 class Compilations:
-    """Counts from its making until `close`, whoever compiles."""
+    """Counts from its making until `close`, whoever compiles.
+
+    Attributes:
+      names: of the functions compiled since the last `flush`.
+    """
 
     def __init__(self) -> None:
-        self._count = 0
+        self.names: list[str] = []
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, _seconds: float, **_: Any) -> None:
-        self._count += event == _EVENT
+    def _listen(self, event: str, _seconds: float, **about: Any) -> None:
+        if event == _EVENT:
+            self.names.append(about.get("fun_name", "?"))
 
     def flush(self) -> int:
         """How many there were since the last call."""
-        count, self._count = self._count, 0
+        count = len(self.names)
+        self.names.clear()
         return count
 
     def close(self) -> None:
