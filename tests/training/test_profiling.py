@@ -26,6 +26,23 @@ def test_part_of_an_operation(path, part):
     assert Part.of(path) == part
 
 
+@pytest.mark.parametrize(
+    ("line", "known"),
+    [
+        (
+            '  ROOT %mul.1 = f32[2]{0} fusion(%a, /*index=5*/%b), kind=kLoop, metadata={op_name="jit(step)/loss/mul" '
+            'stack_frame_id=7}, backend_config={"outer_dimension_partitions":["2"]}',
+            ("mul.1", "fusion", "jit(step)/loss/mul"),
+        ),
+        ("  %while.3 = (s32[], f32[4]{0}) while(%tuple.1), condition=%c, body=%b", ("while.3", "while", "")),
+        ('  %p = f32[] parameter(0), sharding={replicated}, metadata={op_name="x"}', ("p", "parameter", "x")),
+    ],
+)
+def test_instruction_of_a_program(line, known):
+    """As XLA writes them on CPU: what a backend adds behind the path is not to hide it."""
+    assert list(profiling._instructions(f"HloModule jit_step, is_scheduled=true\n{line}\n")) == [("jit_step", *known)]
+
+
 def test_steps_are_traced_and_told_apart(tmp_path):
     """A decoder in the rollout, an encoder forward and backward in the loss: what was not there takes no time."""
     vae = AutoencoderKL(AutoencoderKLConfig.tiny())

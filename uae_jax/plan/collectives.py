@@ -40,8 +40,14 @@ class Collective:
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """Counts the collectives of an optimised program, in the order of `KINDS`."""
+    """Counts the collectives of an optimised program, in the order of `KINDS`.
+
+    Of a choice's branches only the last counts: texts at their full width, see `uae_jax.stages.widths`.
+    """
     bodies = _computations(hlo)
+    branches = [re.findall(r"[\w.-]+", each) for each in re.findall(r"branch_computations=\{(.*?)\}", hlo)]
+    passed_over = _reachable(bodies, {name for names in branches for name in names[:-1]})
+    bodies = {name: lines for name, lines in bodies.items() if name not in passed_over}
     looped = _reachable(bodies, set(re.findall(r"(?:body|condition)=%?([\w.-]+)", hlo)))
     found = collections.defaultdict(list)
     for name, lines in bodies.items():

@@ -22,6 +22,7 @@ from uae_jax.sampling.text import Generation
 from uae_jax.stages.base import Aux
 from uae_jax.stages.loop_stage import LANGUAGE_LORA, LORA, Interface, LoopSettings, LoopStage, named
 from uae_jax.stages.towers import TowerConfig
+from uae_jax.stages.widths import at_width
 
 Array = jax.Array
 Tree = Any
@@ -85,7 +86,8 @@ class ColdStart(LoopStage):
         zeros = jnp.zeros(batch["written"].shape, jnp.float32)
         written = Generation(batch["written"], batch["lengths"], zeros, batch["stopped"])
         hidden, lengths = self.tell(params, frozen, prompts, written)
-        painted = self._painted(params, frozen, hidden, lengths, self.noise(key, batch))
+        noise = self.noise(key, batch)
+        painted = at_width(lambda told: self._painted(params, frozen, told, lengths, noise), hidden, lengths)
         reward = self.reward(frozen, batch["images"], painted)
         loss = 1 - reward.total
         metrics = {"reward": reward.total.mean(), **self.judges.metrics(reward.parts)}

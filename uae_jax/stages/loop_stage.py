@@ -34,6 +34,7 @@ from uae_jax.stages.micro import in_parts
 from uae_jax.stages.towers import TowerConfig
 from uae_jax.stages.uae_models import UAEParts
 from uae_jax.stages.uae_towers import TextSettings, UAETowers
+from uae_jax.stages.widths import at_width
 
 Array = jax.Array
 Tree = Any
@@ -206,16 +207,17 @@ class LoopStage(Stage):
           hidden, lengths: as `tell` returns them.
           noise: f32[R, h, w, Z].
         """
+        variables = self.uae.variables("decoder", params, frozen)
 
         def some(rows: Tree) -> Array:
             hidden, lengths, noise = rows
             conditions = self.uae.conditions(params, frozen, hidden, lengths, self.settings.paint.guided)
-            variables = self.uae.variables("decoder", params, frozen)
             velocity = self.uae.velocity(variables, frozen, schedule, conditions, self.settings.paint.guidance)
             final, _ = flow.sample(velocity, noise, schedule)
             return painting.to_unit(self.uae.decode(frozen, final))
 
-        return in_parts(some, (hidden, lengths, noise), self.rows_at_a_time(noise.shape))
+        size = self.rows_at_a_time(noise.shape)
+        return at_width(lambda told: in_parts(some, (told, lengths, noise), size), hidden, lengths)
 
     def rows_at_a_time(self, latents: tuple[int, ...]) -> int:
         """How many paintings of latents [R, h, w, Z] are under way at once, on all devices."""

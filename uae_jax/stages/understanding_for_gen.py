@@ -8,7 +8,7 @@ Letters: B images, G paintings of each, R = B G rows, T tokens of a text, D enco
 height and width, Z latent channels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from uae_jax.stages.base import Aux, Parts
 from uae_jax.stages.flow_grpo_settings import UnderstandingForGenSettings, check
 from uae_jax.stages.loop_stage import LoopStage, named
 from uae_jax.stages.micro import in_parts
+from uae_jax.stages.widths import at_width
 
 Array = jax.Array
 Tree = Any
@@ -84,7 +85,7 @@ class UnderstandingForGen(LoopStage):
         batch |= {"reward": reward.total.reshape(count, s.group), "first": jnp.broadcast_to(first, (count,))}
         if s.old_logprob == "replay" and s.updates > 1 and s.algorithm == "grpo":
             variables = self.uae.variables("decoder", params, frozen)
-            replay = lambda rows: {"old": self._replayed(params, variables, frozen, schedule, rows)}  # noqa: E731
+            replay = _shortened(lambda rows: {"old": self._replayed(params, variables, frozen, schedule, rows)})
             batch |= in_parts(replay, batch, count // s.updates)
         return batch, jax.lax.stop_gradient(metrics)
 
@@ -127,7 +128,6 @@ class UnderstandingForGen(LoopStage):
         """Paints every caption G times, part by part; arrays have R rows."""
         s, group = self.settings, self.settings.group
         keys = jax.random.split(key, len(start))
-        several = [jnp.repeat(x, group, axis=0) for x in (hidden, lengths)]
 
         def some(rows: Tree) -> dict[str, Array]:
             hidden, lengths, start, keys = rows
@@ -148,15 +148,21 @@ class UnderstandingForGen(LoopStage):
                 kept["means"] = jax.lax.dynamic_slice_in_dim(means, first, s.trained_steps, axis=1)
             return {**kept, "painted": painting.to_unit(self.uae.decode(frozen, final))}
 
-        return in_parts(some, (*several, start, keys), self.rows_at_a_time(start.shape))
+        size = self.rows_at_a_time(start.shape)
+
+        def all_rows(hidden: Array) -> dict[str, Array]:
+            several = [jnp.repeat(x, group, axis=0) for x in (hidden, lengths)]
+            return in_parts(some, (*several, start, keys), size)
+
+        return at_width(all_rows, hidden, lengths)
 
     # -- the loss --
 
     def loss(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Aux]:
         if self.settings.algorithm == "nft":
-            rows, metrics = self._nft(params, state, frozen, batch, key)
+            rows, metrics = _shortened(lambda rows: self._nft(params, state, frozen, rows, key))(batch)
         else:
-            rows, metrics = self._grpo(params, frozen, batch)
+            rows, metrics = _shortened(lambda rows: self._grpo(params, frozen, rows))(batch)
         by_image = rows.reshape(batch["reward"].shape).mean(axis=1)
         fine = jnp.isfinite(batch["reward"]).all(axis=1)
         latents = batch["x0"] if self.settings.algorithm == "nft" else batch["path"]
@@ -298,3 +304,10 @@ class UnderstandingForGen(LoopStage):
 def _rows(x: Array) -> Array:
     """[B, G, ...] -> [R, ...]."""
     return x.reshape(-1, *x.shape[2:])
+
+
+def _shortened(objective: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
+    """What a function makes of a batch, with captions cut behind the longest, see `at_width`."""
+    return lambda batch: at_width(
+        lambda hidden: objective({**batch, "hidden": hidden}), batch["hidden"], batch["length"]
+    )

@@ -22,7 +22,8 @@ PREPARE, LOSS, OPTIMISER = "prepare", "loss", "optimiser"  # scopes, see `uae_ja
 WARM = 3  # steps before: the first ones compile, and wait for data
 
 _PHASES = {PREPARE: "rollout", LOSS: "loss", OPTIMISER: "optimiser"}
-_INSTRUCTION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*?\s([a-z][\w-]*)\(.*?(?:op_name="([^"]*)")?[^"]*$')
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*?\s([a-z][\w-]*)\(")
+_PATH = re.compile(r'op_name="([^"]*)"')
 _MODEL = re.compile(r"\b([A-Z]\w+)")
 _WITHIN = ("while", "call", "conditional")  # what they take is counted in what they call
 _OTHER = "other"
@@ -140,4 +141,5 @@ def _instructions(text: str) -> Iterator[tuple[str, str, str, str]]:
     for line in text.splitlines():
         found = _INSTRUCTION.match(line) if " = " in line else None
         if program and found:
-            yield program.group(1), found.group(1), found.group(2), found.group(3) or ""
+            path = _PATH.search(line, found.end())
+            yield program.group(1), found.group(1), found.group(2), path.group(1) if path else ""

@@ -1,0 +1,52 @@
+"""Texts cut behind the longest give what the whole width gives."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from uae_jax.stages import widths
+from uae_jax.stages.widths import at_width
+
+
+@pytest.mark.parametrize(
+    ("full", "ladder"),
+    [
+        (64, (64,)),
+        (180, (96, 136, 180)),  # half of 180 is 90, three quarters 135; up to the next multiple of 8
+        (531, (272, 400, 531)),
+        (66, (40, 56, 66)),
+    ],
+)
+def test_ladder(full, ladder):
+    assert widths.widths(full) == ladder
+
+
+@pytest.mark.parametrize("longest", [1, 95, 96, 97, 136, 137, 180])
+def test_the_least_width_that_holds_all_with_value_and_gradient(longest):
+    """A sum over what counts is the same at every width, and so is its gradient, zero behind the lengths."""
+    texts = jnp.asarray(np.random.default_rng(0).normal(size=(3, 180, 2)), jnp.float32)
+    lengths = jnp.asarray([1, longest, max(longest // 2, 1)], jnp.int32)
+
+    def told(cut):
+        there = (jnp.arange(cut.shape[1]) < lengths[:, None])[..., None]
+        return (there * cut**2).sum(), jnp.int32(cut.shape[1])
+
+    @jax.jit
+    def run(texts):
+        return jax.value_and_grad(lambda x: at_width(told, x, lengths), has_aux=True)(texts)
+
+    (value, width), gradient = run(texts)
+    there = np.arange(180) < np.asarray(lengths)[:, None]
+    wanted = np.asarray(texts, np.float64) * there[..., None]
+    assert width == min(w for w in (96, 136, 180) if w >= longest)
+    np.testing.assert_allclose(value, (wanted**2).sum(), rtol=1e-6)
+    np.testing.assert_array_equal(gradient, (2 * wanted).astype(np.float32))
+
+
+def test_one_program_for_all_lengths():
+    """Lengths are found out when a step runs; what they are compiles nothing anew."""
+    run = jax.jit(lambda x, lengths: at_width(lambda cut: cut.sum(axis=1), x, lengths))
+    for longest in (5, 120, 180):
+        run(jnp.ones((1, 180, 2)), jnp.asarray([longest]))
+    assert run._cache_size() == 1
