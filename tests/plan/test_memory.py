@@ -5,9 +5,11 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from uae_jax.parallel.mesh import abstract_mesh
-from uae_jax.plan import memory
+from uae_jax.plan import memory, staged
 from uae_jax.plan.compiling import GIB
 from uae_jax.plan.memory import Memory
+from uae_jax.plan.stand_ins import StandIns
+from uae_jax.training import configure
 
 BLOCKS = 37 * 36 * 2432**2  # parameters of SD3.5-Large's 37 equal layers: 7.88 B
 WIDTH, LAYERS = 2432, 37
@@ -50,6 +52,18 @@ def test_largest_micro_batch():
     assert given.largest(100, correction=7) == 6 and given.largest(40) == 0
     rollout = Memory(10, 20, 0, 0, 0, 0, 10, 5, 7, 2, 80)
     assert rollout.peak == 110 and rollout.largest(100) == 0  # gradients never begin
+
+
+@pytest.mark.parametrize(("axis", "images", "sharing"), [("sequence", 64, 2), ("tensor", 64, 2), ("sequence", 4, 1)])
+def test_images_of_the_vae_are_split_over_all_axes(axis, images, sharing):
+    """Eight chips, four places of the batch: with 64 images each chip has 8, as `fsdp` alone would give it; 4 images
+    go one to a place, and what shares that place does the same work again."""
+    overrides = ("--config.mesh.data=4", f"--config.mesh.{axis}=2", f"--config.batch_size={images}")
+    ((_, experiment),) = configure.load_config("configs/tiny/autoencoder.py", overrides)
+    need = memory.estimate(staged.load(experiment, 8, StandIns("tiny")))
+    ((_, alone),) = configure.load_config("configs/tiny/autoencoder.py", ("--config.batch_size=4", overrides[0]))
+    whole = memory.estimate(staged.load(alone, 4, StandIns("tiny")))
+    assert need.samples == images // 4 and need.per_sample == whole.per_sample / sharing
 
 
 def test_gathered_copies_are_whole_but_for_tensor():

@@ -6,6 +6,7 @@ the whole to its figures.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from uae_jax import batching
 from uae_jax.models.autoencoder_kl import AutoencoderKLConfig
-from uae_jax.parallel.sharding import is_stacked
+from uae_jax.parallel.sharding import is_stacked, partition_spec
 from uae_jax.plan.staged import Staged, chip_bytes, is_split
 from uae_jax.plan.work import Run
 from uae_jax.sampling.scoring import chunks
@@ -161,6 +162,7 @@ def _cold_start(run: Run) -> float:
     tokens = run.asked + run.new if s.interface == "answer_hidden" else run.told
     total = _encoder(run, s.encoder, run.encoder.text, tokens) if s.encoder.mode != "frozen" else 0.0
     vae = 4 * vae_blocks(run.stage.uae.vae_config, *run.side, extra=1)  # float32, and all of it on the way back
+    vae /= _sharing(run)
     return total + max(_decoder(run, run.told, run.branches), vae)
 
 
@@ -199,7 +201,14 @@ def _region_words(run: Run) -> float:
 def _autoencoder(run: Run) -> float:
     config, remat = run.stage.model.config, run.settings.remat
     both = vae_blocks(config, *run.side, extra=0) + vae_blocks(config, *run.side, extra=1)
-    return run.itemsize * both * (1 if remat == "none" else 2 / _BLOCK)
+    return run.itemsize * both * (1 if remat == "none" else 2 / _BLOCK) / _sharing(run)
+
+
+def _sharing(run: Run) -> int:
+    """Chips that share one place of the batch: the VAE splits images over `tensor` and `sequence`, too."""
+    mesh = run.staged.mesh
+    split = partition_spec((run.images // run.micro,), ("images",), mesh)[0] or ()
+    return math.prod(mesh.shape[axis] for axis in split if axis in ("tensor", "sequence"))
 
 
 def _contrastive(run: Run) -> float:
