@@ -19,7 +19,7 @@ def test_perfect_captions_and_paintings_score_one():
             "attribute_precision",
             "attribute_recall",
             "grammatical",
-            "caption_accuracy",
+            "prompt_accuracy",
             "painting_accuracy",
         ),
         1.0,
@@ -34,7 +34,7 @@ def test_each_score_says_what_its_name_says():
     got = judge([render(PAIR)], ["a green circle."], [painted])
     assert got["attribute_precision"] == pytest.approx(0.5)
     assert got["attribute_recall"] == pytest.approx(0.1)
-    assert got["grammatical"] == got["caption_accuracy"] == 1
+    assert got["grammatical"] == got["prompt_accuracy"] == 1
     assert got["painting_accuracy"] == pytest.approx((0.5 + 1 + 0 + 1 + 1 + 1 + 1 + 1) / 8)
 
 

@@ -106,6 +106,7 @@ _CATALOGUE = [
             _UP | {"chart": "Scorers outside the reward", "line": "{0}"},
         ),
         ("painting_accuracy", "Painting accuracy", "share of the scene's facts that are right in the painting", _UP),
+        ("prompt_accuracy", "Painted as captioned", "share that are all that their caption asks for, and no more", _UP),
     ),
     *_entries(
         CAPTIONS,

@@ -30,7 +30,7 @@ def by_scene(
 
     Returns:
       f64[N, 2] each, a numerator and a denominator, see `pooled`. "attribute_precision" and "attribute_recall" of the
-      captions; "grammatical"; "caption_accuracy", whether a painting is all that its caption asks for and nothing else;
+      captions; "grammatical"; "prompt_accuracy", whether a painting is all that its caption asks for and nothing else;
       "painting_accuracy", the mean of count, attributes, binding and background of a painting against the original
       scene.
     """
@@ -43,7 +43,7 @@ def by_scene(
         "attribute_precision": np.array([(tally.right, tally.claimed) for tally in said], np.float64),
         "attribute_recall": np.array([(tally.found, tally.present) for tally in said], np.float64),
         "grammatical": of_each([claim.grammatical for claim in claims]),
-        "caption_accuracy": of_each([score.accuracy for score in asked]),
+        "prompt_accuracy": of_each([score.accuracy for score in asked]),
         "painting_accuracy": of_each([np.mean([getattr(score, name) for name in _PAINTED]) for score in meant]),
     }
 

@@ -1,9 +1,10 @@
-"""Works on texts at the least of a few widths that holds them all, so that what lies behind the longest costs little.
+"""Works on texts at the lesser of two widths where it holds them all, so that what lies behind the longest costs less.
 
 How long captions are is known on the device, and only when a step runs, but shapes must be known before: a function is
-compiled once for each width, and every call takes one of them.
+compiled for both widths, and every call takes one of them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,21 +16,20 @@ from uae_jax.parallel.sharding import constrain
 Array = jax.Array
 Tree = Any
 
-EIGHTHS = (4, 6, 8)  # of the full width: every further one is a compilation more, for at most an eighth of it
+SHORT = 5 / 8  # of the full width; every further width would be a further compilation of the decoder
 LEAST = 64  # positions; below there is nothing to gain
 _ROUND = 8
 
 
 def widths(full: int) -> tuple[int, ...]:
-    """Ascending, the last is `full`.
+    """What texts may be cut to, ascending; the last is `full`, which is the only one where it is small.
 
     Args:
       full: positions that texts are padded to.
     """
     if full <= LEAST:
         return (full,)
-    rounded = {-(-full * part // 8 // _ROUND) * _ROUND for part in EIGHTHS}
-    return (*sorted(width for width in rounded if width < full), full)
+    return math.ceil(full * SHORT / _ROUND) * _ROUND, full
 
 
 def at_width(function: Callable[[Array], Tree], texts: Array, lengths: Array) -> Tree:
@@ -48,5 +48,5 @@ def at_width(function: Callable[[Array], Tree], texts: Array, lengths: Array) ->
         return function(texts)
     # Whole rows are cut, see `conditioning.hidden_with_answers`.
     texts = constrain(texts, "batch", *(None,) * (texts.ndim - 1))
-    rung = jnp.searchsorted(jnp.asarray(ladder), lengths.max())
+    rung = jnp.searchsorted(jnp.asarray(ladder), lengths.max())  # the least that is no smaller
     return jax.lax.switch(rung, [lambda texts, w=width: function(texts[:, :w]) for width in ladder], texts)
