@@ -15,7 +15,7 @@ from tests.stages import meshes, running
 from uae_jax import plain
 from uae_jax.data.records import Sample
 from uae_jax.data.scenes import render, sample_scene
-from uae_jax.stages import registry
+from uae_jax.stages import registry, widths
 from uae_jax.stages.flow_grpo_settings import preset
 
 pytestmark = pytest.mark.slow
@@ -45,6 +45,14 @@ def moved(tree):
     leaves, kind = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(5), len(leaves))
     return kind.unflatten([x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_widths():
+    """Texts of these tests are short; they are to be cut as long ones are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(widths, "LEAST", 16)
+        yield
 
 
 @pytest.fixture(scope="module", params=SETTINGS)

@@ -12,11 +12,12 @@ pytest.importorskip("torch")
 pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-from tests.stages import judges, running
+from tests.stages import judges, meshes, running
 from uae_jax.data.records import Sample
 from uae_jax.rewards.reconstruction import RewardPart
 from uae_jax.rl.advantages import AdvantageConfig
 from uae_jax.rl.surrogate import ClipConfig
+from uae_jax.stages import widths
 from uae_jax.stages.flow_grpo_settings import UnderstandingForGenSettings, preset
 from uae_jax.stages.gen_for_understanding import GenForUnderstanding, GenForUnderstandingSettings
 from uae_jax.stages.loop_stage import PaintSettings
@@ -121,6 +122,30 @@ def test_before_any_update_every_ratio_is_one(stage, request):
     assert aux.metrics["clip_high"] == aux.metrics["clip_low"] == 0
     _, aux, _ = rolled.loss(moved(rolled.run.parts.params))
     assert abs(float(aux.metrics["ratio_max"]) - 1) > 1e-4  # a policy that moved is another
+
+
+def behind(hidden, width=112):
+    """Hidden states with things that mean nothing behind them, most of which are cut off again."""
+    more = jax.random.normal(jax.random.key(4), (*hidden.shape[:1], width - hidden.shape[1], hidden.shape[2]))
+    assert hidden.shape[1] <= widths.widths(width)[0]
+    return jnp.concatenate([hidden, 10 * more], axis=1)
+
+
+def test_what_lies_behind_captions_is_neither_learnt_from_nor_painted(paintings):
+    """To rounding: texts are a few places longer, of which no more are seen."""
+    value, aux, grads = paintings.loss()
+    wider, _, again = paintings.loss(hidden=behind(paintings.rollout["hidden"]))
+    assert wider == pytest.approx(value, abs=1e-6 * float(aux.metrics["kl"] + 1))
+    assert meshes.relative(again, grads) < 1e-4
+    stage, parts, batch = paintings.run.stage, paintings.run.parts, paintings.rollout
+    noise = jax.random.normal(jax.random.key(0), (IMAGES, *batch["path"].shape[-3:]))
+
+    def paint(hidden):
+        return stage.paint(parts.params, parts.frozen, stage.schedule(2), hidden, batch["length"], noise)
+
+    with jax.set_mesh(paintings.run.mesh):
+        pictures = [running.jit(paint)(hidden) for hidden in (batch["hidden"], behind(batch["hidden"]))]
+    np.testing.assert_allclose(*pictures, atol=1e-5)
 
 
 @pytest.mark.parametrize("stage", ["captions", "paintings"])
