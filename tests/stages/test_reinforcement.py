@@ -133,9 +133,9 @@ def behind(hidden, width=112):
 
 def test_what_lies_behind_captions_is_neither_learnt_from_nor_painted(paintings):
     """To rounding: texts are a few places longer, of which no more are seen."""
-    value, aux, grads = paintings.loss()
+    value, _, grads = paintings.loss()
     wider, _, again = paintings.loss(hidden=behind(paintings.rollout["hidden"]))
-    assert wider == pytest.approx(value, abs=1e-6 * float(aux.metrics["kl"] + 1))
+    assert wider == pytest.approx(value, abs=1e-6)
     assert meshes.relative(again, grads) < 1e-4
     stage, parts, batch = paintings.run.stage, paintings.run.parts, paintings.rollout
     noise = jax.random.normal(jax.random.key(0), (IMAGES, *batch["path"].shape[-3:]))
