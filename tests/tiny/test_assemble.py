@@ -9,7 +9,7 @@ import pytest
 
 from tests.tiny.embedded import needed
 from tests.tiny.models import write_runs
-from uae_jax.tiny import assemble
+from uae_jax.tiny import assemble, card
 from uae_jax.weights import checkpoint, safetensors, uae
 from uae_jax.weights.pretrained import load_pretrained
 
@@ -72,14 +72,14 @@ def test_the_folder_holds_all_that_it_needs_and_no_more_than_twelve_megabytes(as
 
 
 def test_the_card_tells_how_a_part_was_made(assembled):
-    card = (assembled / "MODEL_CARD.md").read_text()
+    told = (assembled / "MODEL_CARD.md").read_text()
     # 300 s before the pause and 300 s after it.
     assert (
-        "- stage `caption_sft`, from `new:tiny`: 700 steps of 32 examples, learning rate 0.001, seed 5, 10 min" in card
+        "- stage `caption_sft`, from `new:tiny`: 700 steps of 32 examples, learning rate 0.001, seed 5, 10 min" in told
     )
-    assert "on held-out scenes: loss 0.25" in card
-    assert card.count("No record of a run.") == 6
-    assert "| encoder | 1,600,864 |" in card
+    assert "on held-out scenes: loss 0.25" in told
+    assert told.count("No record of a run.") == 6
+    assert "| encoder | 1,600,864 |" in told
 
 
 def test_a_missing_part_is_refused(runs, tmp_path):
@@ -138,11 +138,20 @@ def test_what_a_card_tells_is_kept(runs, assembled, tmp_path):
     again = write_runs(tmp_path / "again")
     record(again["decoder"], "pretrain", str(before), evaluation=0.125)
     parts = again | {"encoder": before, "clip": before / "scorers/clip"}
-    card = before / "MODEL_CARD.md"
-    card.write_text(card.read_text().replace("### decoder\n\nNo record of a run.", "### decoder\n\n- old."))
+    told = before / card.NAME
+    told.write_text(told.read_text().replace("### decoder\n\nNo record of a run.", "### decoder\n\n- old."))
     assemble.assemble(parts, tmp_path / "out")
     made = (tmp_path / "out/MODEL_CARD.md").read_text().partition("## How each part was made")[2]
     sections = {text.split("\n")[0]: text for text in made.split("### ")[1:]}
     assert "`caption_sft`, from `new:tiny`: 700 steps" in sections["encoder"]
     assert sections["decoder"].index("- old.") < sections["decoder"].index("`pretrain`, from")
     assert "No record" in sections["clip"] and "No record" in sections["vae"]
+
+
+def test_a_run_that_started_from_the_shipped_model_continues_its_history(runs, tmp_path):
+    run = write_runs(tmp_path / "again")["decoder"]
+    record(run, "pretrain", "tiny", evaluation=0.125)
+    made = card.write({}, {"decoder": run}, None).partition("### decoder\n\n")[2].splitlines()
+    shipped = (checkpoint.EMBEDDED / "tiny" / card.NAME).read_text().partition("### decoder\n\n")[2].splitlines()
+    assert shipped[0].startswith("- stage") and made[0] == shipped[0]
+    assert any("`pretrain`, from `tiny`" in line for line in made[1:])

@@ -20,6 +20,8 @@ class ScenesConfig:
       object_sizes: relative frequencies of small, medium and large objects.
       levels: of detail, a caption field each; "regions" and "placed_regions" are labels of a 4x4 grid's parts.
       variants: differently worded captions of each level are drawn from this many.
+      keep: probability with which a caption says what its level would say of an object's colour, and of anything else
+        but its shape; below 1 captions leave things open.
     """
 
     count: int = 100_000
@@ -29,6 +31,7 @@ class ScenesConfig:
     object_sizes: tuple[float, ...] = (0.3, 0.4, 0.3)
     levels: tuple[str, ...] = ("tag", "short", "medium", "long", "exhaustive")
     variants: int = 4
+    keep: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from uae_jax.weights import checkpoint
+
 NAME = "MODEL_CARD.md"
 _INTRODUCTION = """\
 # The tiny UAE model
@@ -78,6 +80,8 @@ def _before(folder: Path, config: dict[str, Any]) -> Path:
     """The run whose result this one started from; a folder that is none where there was none."""
     settings = config.get("settings") or {}
     start = Path(str(settings.get("model", "")))
+    if start.parts and (checkpoint.EMBEDDED / start).is_dir():
+        return checkpoint.EMBEDDED / start
     start = folder / start if start.parts[:1] == ("..",) else start  # of the same list of stages
     return start.parent if start.name == "model" else start
 

@@ -150,6 +150,7 @@ def get_config(arg=None):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_real_runs_go_the_whole_way(tmp_path, capsys):
     uae.save_published(random_uae(), tmp_path / "model")
     (tmp_path / "ablations").mkdir()

@@ -5,7 +5,7 @@ import pytest
 
 from tests.data.sources.checks import check_contract
 from uae_jax.data.config import ScenesConfig, SourceConfig
-from uae_jax.data.scenes import render
+from uae_jax.data.scenes import parse_caption, render
 from uae_jax.data.sources import SourceError, open_source
 
 
@@ -58,6 +58,20 @@ def test_levels_and_objects_as_asked():
     assert source[0].image.shape == (32, 32, 3)
 
 
+def test_captions_may_leave_things_open():
+    # Without colours and all else that a caption need not say, only shapes are left, and fewer words the less is kept.
+    source, world = opened(count=30, variants=1, keep=0.0), opened(count=30, variants=1)
+    for n in range(30):
+        claims = parse_caption(source[n].captions["long"][0])
+        assert claims.background is None and claims.total is None and not claims.relations
+        assert all(entity.shape and entity.colour is entity.size is entity.fill is None for entity in claims.entities)
+    lengths = [
+        sum(len(made[n].captions["long"][0].split()) for n in range(30))
+        for made in (source, opened(count=30, variants=1, keep=0.5), world)
+    ]
+    assert lengths == sorted(set(lengths))
+
+
 def test_what_there_is_not_is_told():
     with pytest.raises(SourceError, match="no caption level 'lang', the nearest is 'long'"):
         opened(captions=("lang",))
@@ -65,3 +79,5 @@ def test_what_there_is_not_is_told():
         opened(levels=("tags",))
     with pytest.raises(SourceError, match="count is 0, wanted 1 or more"):
         opened(count=0)
+    with pytest.raises(SourceError, match=r"keep is 1\.5, wanted a probability"):
+        opened(keep=1.5)

@@ -43,6 +43,8 @@ class ScenesSource:
         for name in ("count", "size", "variants"):
             if getattr(config, name) < 1:
                 raise SourceError(f"scenes: {name} is {getattr(config, name)}, wanted 1 or more")
+        if not 0 <= config.keep <= 1:
+            raise SourceError(f"scenes: keep is {config.keep}, wanted a probability")
         self.name = f"scenes (seed {config.seed})"
         self._config, self._levels = config, levels or config.levels
         self._world = SceneConfig(counts=config.objects, sizes=config.object_sizes)
@@ -53,7 +55,7 @@ class ScenesSource:
     def __getitem__(self, index: int) -> Record:
         index = check_index(index, len(self), self.name)
         scene = sample_scene((self._config.seed, index), self._world)
-        captions = SceneCaptions(scene, self._config.seed, index, self._levels, self._config.variants)
+        captions = SceneCaptions(scene, self._config, index, self._levels)
         return Record(f"scenes:{self._config.seed}:{index}", render(scene, self._config.size), captions)
 
     def scene(self, index: int) -> Scene:
@@ -66,10 +68,9 @@ class SceneCaptions(Mapping):
     """Level -> texts. A sample needs one text of one level, so each is written when it is asked for."""
 
     scene: Scene
-    seed: int
+    config: ScenesConfig
     index: int
     levels: tuple[str, ...]
-    variants: int
 
     def __getitem__(self, level: str) -> "Wordings":
         if level not in self.levels:
@@ -95,8 +96,8 @@ class Wordings(Sequence):
         variant = range(len(self))[variant]
         if self.level in _LABELS:
             return write_regions(of.scene, placed=self.level == PLACED_REGIONS)
-        draws = (of.seed, of.index, LEVELS.index(self.level), variant, _CAPTIONS)
-        return write_caption(of.scene, self.level, np.random.default_rng(draws))
+        draws = (of.config.seed, of.index, LEVELS.index(self.level), variant, _CAPTIONS)
+        return write_caption(of.scene, self.level, np.random.default_rng(draws), of.config.keep)
 
     def __len__(self) -> int:
-        return 1 if self.level in _LABELS else self.captions.variants
+        return 1 if self.level in _LABELS else self.captions.config.variants
