@@ -61,14 +61,12 @@ def test_it_paints_one_object_in_its_place_and_colours(painted):
 
 @pytest.mark.slow
 def test_it_paints_shapes(painted):
-    assert painted["shape"] >= 0.5  # 0.69 of many, less three standard errors; one in eight would be chance
+    assert painted["shape"] >= 0.85  # 0.95 of many, less three standard errors; one in eight would be chance
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="wanted 0.9, and 0.79 of so few; its decoder needs more training", raises=AssertionError, strict=True
-)
 def test_it_paints_one_object_as_told(painted):
+    # 0.9 is wanted of many, so 0.79 of so few, less three standard errors.
     assert painted["accuracy"] >= 0.79
 
 

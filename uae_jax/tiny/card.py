@@ -12,14 +12,15 @@ _INTRODUCTION = """\
 # The tiny UAE model
 
 All architectures of the full model (Qwen2.5-VL, SD3 transformer, AutoencoderKL, CLIP, LongCLIP, DINOv2, DINOv3) at
-sizes that two CPU cores train, in bfloat16, trained from random numbers on the synthetic scene world of
-`uae_jax.data.scenes` and on nothing else. It stands for the published weights wherever these would be too large: in
-tests, demonstrations and experiments on a laptop. It knows 64x64 pictures of one to six coloured shapes, and the words
-that describe them; photographs are foreign to it.
+sizes that two CPU cores train (only the decoder's last stage ran on a GPU), in bfloat16, trained from random numbers on
+the synthetic scene world of `uae_jax.data.scenes` and on nothing else. It stands for the published weights wherever
+these would be too large: in tests, demonstrations and experiments on a laptop. It knows 64x64 pictures of one to six
+coloured shapes, and the words that describe them; photographs are foreign to it.
 
 The encoder is a competent but terse captioner, as the model that it stands for is. The decoder puts one object where a
-caption says, in its colour and size, on its background; two shapes in three come out, and fewer where there are several
-objects. Long captions of several objects it paints poorly. The scorers have never seen the encoder or the decoder.
+caption says, in its shape, colour and size, on its background; fills it gets right four times in five. Of several
+objects some go missing, most of all where a short caption says little of them. The scorers have never seen the encoder
+or the decoder.
 
 Licence: that of the package. No data of third parties went in.
 """
