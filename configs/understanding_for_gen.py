@@ -6,8 +6,8 @@
 
 `preset=flow_grpo` is what Flow-GRPO published, `fast` trains few steps of each (at tiny one of eight), `nft` needs
 neither noise nor densities; see `uae_jax/stages/flow_grpo_settings.py`. Captions are the frozen encoder's own. At tiny,
-24 steps from the embedded model changed no score. Clip fractions should stay below a half.
-Hardware: see `configs/sizes.py`.
+24 steps from the embedded model, as it was before its decoder's last stage, changed no score. Clip fractions should
+stay below a half. Hardware: see `configs/sizes.py`.
 """
 
 from configs import sizes
