@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fetches 790 captioned pictures, many of them photographs: Tux Paint's stamps (GPL-2), from a Debian or Ubuntu mirror.
 #
-#   launch/fetch_stamps.sh DIR         afterwards: uae data inspect DIR/captions.jsonl
+#   launch/fetch_stamps.sh DIR         afterwards: uae data inspect DIR/captions.jsonl, and configs/real/stamps.py
 #
 # Needs dpkg-deb and curl or apt-get; DEB names a package file that is there already, MIRROR another mirror.
 set -euo pipefail
@@ -42,6 +42,8 @@ for image in sorted((folder / "package/usr/share/tuxpaint/stamps").rglob("*.png"
         caption = text.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].strip()
         if caption:
             lines.append(json.dumps({"image": str(image.relative_to(folder)), "caption": caption}))
-(folder / "captions.jsonl").write_text("\n".join(lines) + "\n")
-print(f"{folder / 'captions.jsonl'}: {len(lines)} pictures")
+parts = {"captions": lines, "held_out": lines[::10], "train": [line for i, line in enumerate(lines) if i % 10]}
+for name, part in parts.items():
+    (folder / f"{name}.jsonl").write_text("\n".join(part) + "\n")
+print(f"{folder}: {len(lines)} pictures in captions.jsonl, one in ten of them in held_out.jsonl, the rest in train.jsonl")
 PYTHON

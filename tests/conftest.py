@@ -23,8 +23,15 @@ def pytest_configure(config):
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m picks by marks
 def pytest_collection_modifyitems(items):
-    """Files with slow tests go first: at the end, several workers still find something to share."""
+    """What is exhaustive is slow: -m "not slow" stands in place of pyproject.toml's -m "not exhaustive".
+
+    Files with slow tests go first: at the end, several workers still find something to share.
+    """
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            item.add_marker(pytest.mark.slow)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -114,6 +114,7 @@ def test_a_bad_image_among_several_is_reported_and_skipped(run, photos):
     assert last(err) == "uae: 3 captioned, 2 skipped"
 
 
+@pytest.mark.slow
 def test_skipping_does_not_change_the_captions_of_others(run, photos, monkeypatch):
     draw = ["--question", "What is here?", "--max-new-tokens", "6", "--temperature", "1", "--seed", "3"]
     _, whole, _ = run("caption", photos, *draw)

@@ -213,6 +213,7 @@ def test_answer_states_are_those_of_a_teacher_forced_pass(uae, theirs):
 # -- one result, whatever the way
 
 
+@pytest.mark.slow
 def test_results_survive_conversion_to_native_and_saving(uae, uae_checkpoint, tmp_path):
     convert.convert(str(uae_checkpoint[0]), tmp_path / "native")
     native = UAE.from_pretrained(tmp_path / "native", dtype="float32", max_pixels=MAX_PIXELS)
@@ -230,6 +231,7 @@ def test_results_survive_conversion_to_native_and_saving(uae, uae_checkpoint, tm
     assert difference(*paintings) == 0
 
 
+@pytest.mark.slow
 def test_a_seed_is_a_result_and_the_batch_does_not_matter(uae):
     images = [photographs()[i] for i in (2, 0, 1, 0, 2)]
     settings = {"max_new_tokens": NEW, "temperature": 1.0, "seed": 7}
@@ -240,6 +242,7 @@ def test_a_seed_is_a_result_and_the_batch_does_not_matter(uae):
     assert uae.caption(images[3], QUESTION, first=3, **settings) == five[3:4]
 
 
+@pytest.mark.slow
 def test_paintings_do_not_depend_on_their_batch(uae, monkeypatch):
     prompts = ["a cup", "a cat", "a cup", "two red cubes on a table", "x"]
     whole = uae.generate(prompts, seed=3, guidance=3.0, **PAINT)
@@ -283,6 +286,7 @@ def test_a_mesh_changes_nothing(uae, uae_checkpoint):
     assert all(difference(*pair) <= 1 for pair in pairs)
 
 
+@pytest.mark.slow
 def test_staged_weights_stay_on_the_host_and_change_nothing(uae, uae_checkpoint, tmp_path):
     convert.convert(str(uae_checkpoint[0]), tmp_path / "native")
     for folder in (uae_checkpoint[0], tmp_path / "native"):
@@ -356,6 +360,7 @@ def picture(rng, shortest=16, longest=400):
     return Image.fromarray((127 + 120 * waves).astype(np.uint8))
 
 
+@pytest.mark.slow
 def test_after_warm_up_50_captions_of_mixed_sizes_compile_nothing(uae, monkeypatch):
     # At most two images at a time, of 4 to 25 tokens: prompts of 59 + 40 + 4 to 59 + 90 + 25 tokens with the template,
     # in buckets of 128 and 192. So four programs serve all, and four calls warm up.
@@ -380,6 +385,7 @@ def test_after_warm_up_50_captions_of_mixed_sizes_compile_nothing(uae, monkeypat
     assert lengths == {128, 192}
 
 
+@pytest.mark.slow
 def test_after_warm_up_prompts_of_mixed_lengths_compile_nothing(uae):
     # Texts of 75 (the negative) to 170 letters, with the template in buckets of 192 and 256.
     rng = np.random.default_rng(1)
@@ -392,6 +398,7 @@ def test_after_warm_up_prompts_of_mixed_lengths_compile_nothing(uae):
     assert programs == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_tokenizer_takes_the_base_models(uae_checkpoint, small_uae, tmp_path):
     # The published llm_model may lack tokenizer files.
     root = tmp_path / "bare"

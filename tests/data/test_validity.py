@@ -89,6 +89,12 @@ def test_counts_and_the_first_identities():
     assert Tally().bad_fraction == 0
 
 
+def test_a_record_that_is_bad_in_every_epoch_is_news_once():
+    tally = Tally(keep=2)
+    assert [tally.skip(id, "blank") for id in ("a", "a", "b", "c", "a")] == [True, False, True, False, False]
+    assert (tally.skipped["blank"].count, tally.skipped["blank"].first) == (5, ["a", "b"])
+
+
 def test_a_tally_survives_as_json():
     tally = filled()
     copy = Tally.from_json(json.loads(json.dumps(tally.to_json())))

@@ -75,6 +75,7 @@ def test_a_reward_on_the_host():
     np.testing.assert_allclose(jax.jit(function)(black, white), [-1, -1])
 
 
+@pytest.mark.slow
 def test_base_models_without_a_projector_are_put_together(uae_checkpoint, tmp_path):
     # The tiny encoder stands for Qwen2.5-VL, the random checkpoint's decoder and VAE for SD3.5.
     sd3 = tmp_path / "sd3"
@@ -98,6 +99,7 @@ def without_projector(folder):
     save_file(tensors, file, metadata={"format": "pt"})
 
 
+@pytest.mark.slow
 def test_diffusers_paints_the_same(uae_checkpoint, small_uae):
     torch = pytest.importorskip("torch")
     noise = np.random.default_rng(0).normal(size=(1, small_uae.engine.vae.config.latent_channels, 8, 8))

@@ -182,6 +182,7 @@ def test_gradient_to_the_pixels_equals_pytorch(tmp_path):
     assert_close(got, leaf.grad.permute(0, 2, 3, 1))
 
 
+@pytest.mark.slow
 def test_sharded_equals_single_device(tmp_path):
     model = clip_model("quick_gelu", "first_end")
     ours = convert(model, tmp_path)

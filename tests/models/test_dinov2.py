@@ -108,6 +108,7 @@ def test_resize_matrix_is_bicubic_interpolation_of_torch(n, out, antialias):
     np.testing.assert_allclose(got.sum(axis=1), 1.0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_image_gradient_equals_transformers_and_does_not_depend_on_remat(tmp_path):
     # The cold start differentiates the reward through the scorer, down to the pixels.
     options, (height, width) = CASES["plain_enlarged"]
@@ -162,6 +163,7 @@ def test_every_parameter_has_logical_axes_of_its_rank(config):
     jax.tree.map(lambda leaf, names: pytest.fail(f"{leaf}: {names}") if leaf.ndim != len(names) else None, params, axes)
 
 
+@pytest.mark.slow
 def test_sharded_equals_single_device(tmp_path):
     options, (height, width) = CASES["registers_swiglu_shrunk"]
     ours = convert(reference(**options), tmp_path)

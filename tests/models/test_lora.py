@@ -179,6 +179,7 @@ def equations(jaxpr):
 # Training it.
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_adapter_and_nothing_else():
     adapter = noisy()
 

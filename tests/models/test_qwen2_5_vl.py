@@ -288,6 +288,7 @@ def test_bfloat16_head_sums_in_float32(pairs, name):
     assert_close(logits, wanted, tolerance=1e-6)
 
 
+@pytest.mark.slow
 def test_eight_devices_equal_one(pairs):
     _, ours = pairs("tied")
     batch = prompts(ours.config, [*GRIDS, [(1, 4, 4)]])

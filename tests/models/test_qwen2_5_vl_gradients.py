@@ -46,6 +46,7 @@ def loss_weights(batch, vocab: int) -> np.ndarray:
     return weights * batch.valid[..., None]
 
 
+@pytest.mark.slow
 def test_every_parameter_and_pixel_has_the_gradient_of_the_original(pair):
     # Rows of unequal length, one of them without image: padding of patches, windows and tokens must add nothing.
     model, ours = pair
@@ -104,6 +105,7 @@ def adapter_tree(model, depth: int, read) -> dict:
     return {"language": {"layers": tree}}
 
 
+@pytest.mark.slow
 def test_adapters_and_input_embeddings_have_the_gradients_of_the_original(tmp_path):
     # peft changes the model in place, so this one is not shared.
     model = original("tied", seed=9)

@@ -186,6 +186,7 @@ def test_latents_beyond_the_table_and_cut_patches_are_refused(dual):
             ours(*inputs(size, 3))
 
 
+@pytest.mark.slow
 def test_modulation_is_computed_apart_from_denoising(dual):
     _, ours, (latents, timestep, context, pooled) = dual
     whole = compiled(ours.module)({"params": ours.params}, latents, timestep, context, pooled)
@@ -231,6 +232,7 @@ def dual_gradients(dual):
     return gradients(ours.module, ours.params, args)
 
 
+@pytest.mark.slow
 def test_gradients_of_inputs_equal_those_of_torch(dual, dual_gradients):
     model, _, args = dual
     _, got, weight = dual_gradients
@@ -250,6 +252,7 @@ def test_gradients_reach_every_parameter_that_matters(dual_gradients):
         assert (largest == 0).all() if path in dead else (largest > 0).all(), path
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_no_gradient():
     config = dataclasses.replace(small_sd3(), num_layers=2, dual_attention_layers=())
     params = random_params(config)
@@ -292,6 +295,7 @@ def peft_leaves(ours, config, read):
 ATTENTION_NAMES = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "torch_targets", "our_targets"),
     [
@@ -353,6 +357,7 @@ def test_bfloat16_runs_and_stays_near(dual):
     assert relative_error(got.astype(jnp.float32), wanted) < 3e-2
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives():
     config = dataclasses.replace(small_sd3(), num_layers=2, num_heads=2, head_dim=16, context_dim=32, pooled_dim=32)
     params = random_params(config)
@@ -383,6 +388,7 @@ def lowered(num_layers, dual_layers=()):
     return jax.jit(jax.grad(loss)).lower(ARCHITECTURE.abstract(config), *args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shallow", "deep"),
     [((4,), (38,)), ((4, (0, 1)), (24, tuple(range(13))))],

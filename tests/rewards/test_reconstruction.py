@@ -59,6 +59,7 @@ def test_the_total_is_the_mean_by_weights_and_held_out_parts_have_none():
     assert set(mixture.metrics(reward.parts)) == {"reward/a", "reward/b", "held_out/c"}
 
 
+@pytest.mark.slow
 def test_it_is_differentiable_and_held_out_parts_pull_nowhere(judges, parts):
     def total(image, which):
         return which(which.params, pictures(0), image).total.sum()

@@ -115,6 +115,7 @@ def test_images_equal_those_of_diffusers(case, steps, height, width, guidance):
     assert np.abs(other.astype(int) - wanted.astype(int)).max() > 2
 
 
+@pytest.mark.slow
 def test_positions_behind_the_length_are_as_if_they_were_not_there(case):
     context, negative, pooled, latents = inputs(3, 2, 64, 64)
     plain = ours(case, context, negative, pooled, latents, 4, 5.0)
@@ -158,6 +159,7 @@ def test_a_step_moves_nothing_between_devices_that_hold_different_images(case):
     np.testing.assert_array_equal(joined(rows)[2:4], [rows[1], -rows[1]])
 
 
+@pytest.mark.slow
 def test_tiles_cover_everything_and_blend_to_the_whole(case, monkeypatch):
     # With a tile as large as the image there is one tile; smaller tiles see less context, so only roughly agree.
     _, _, _, latents = inputs(6, 1, 192, 128)

@@ -21,6 +21,8 @@ from uae_jax.stages.autoencoder import Autoencoder, AutoencoderSettings, kl_to_s
 from uae_jax.stages.balance import balanced
 from uae_jax.weights.pretrained import load_pretrained
 
+pytestmark = pytest.mark.slow
+
 
 def pixels(count: int = 8, side: int = 16, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)

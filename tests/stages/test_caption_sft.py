@@ -20,6 +20,8 @@ from uae_jax.stages.towers import TowerConfig
 from uae_jax.weights import uae
 from uae_jax.weights.new import new_model
 
+pytestmark = pytest.mark.slow
+
 CAPTIONS = ("a red circle", "two blue squares", "a cat", "snow", "green", "a small pink star", "night", "<|image_pad|>")
 
 

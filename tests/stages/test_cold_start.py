@@ -17,6 +17,8 @@ from uae_jax.stages.cold_start import ColdStart, ColdStartSettings
 from uae_jax.stages.loop_stage import PaintSettings
 from uae_jax.stages.uae_towers import TextSettings
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 
 
@@ -66,7 +68,6 @@ def test_the_gradient_is_the_slope_of_the_loss(run):
     assert (up - down) / (2 * step) == pytest.approx(norm, rel=0.03)
 
 
-@pytest.mark.slow
 def test_fewer_gradient_steps_leave_the_loss_and_shorten_the_gradient(run, settings):
     whole, _, grads = run(samples())
     last = running.start(ColdStart(dataclasses.replace(settings, gradient_steps=1)))

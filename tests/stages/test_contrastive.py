@@ -110,6 +110,7 @@ def test_principal_part_has_a_gradient_where_eigenvalues_are_equal():
     np.testing.assert_allclose(gradient, 2 * features, atol=1e-5)  # both directions are kept: it is the identity
 
 
+@pytest.mark.slow
 def test_short_loss_is_of_first_sentences_and_coarse_images():
     weight, components = 0.3, 2
     both = started(short_weight=weight, principal_components=components)

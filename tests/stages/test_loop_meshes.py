@@ -30,6 +30,11 @@ SETTINGS = {
 }
 
 
+def marked(name):
+    """A stage as a parameter; each takes four minutes, so one runs when nothing is asked for."""
+    return pytest.param(name, marks=() if name == "gen_for_understanding" else pytest.mark.exhaustive)
+
+
 def make(name):
     """A stage, on the embedded model: of a new one, gradients are little more than rounding."""
     kind = registry.find(name)
@@ -55,7 +60,7 @@ def two_widths():
         yield
 
 
-@pytest.fixture(scope="module", params=SETTINGS)
+@pytest.fixture(scope="module", params=[marked(name) for name in SETTINGS])
 def recorded(request):
     """A stage's name, parameters, a rollout of it, what one device makes of them, and how much of that is rounding."""
     name, mesh = request.param, meshes.one_device()
@@ -72,9 +77,14 @@ def recorded(request):
 
 
 def differences(got, wanted):
-    """Of loss, losses of samples, and gradient."""
-    parts = [(loss, aux.per_example, grads) for loss, aux, grads in (got, wanted)]
-    return [meshes.relative(*pair) for pair in zip(*parts, strict=True)]
+    """Of losses of samples and gradient; and of the loss, in units of the losses that nearly cancel in it."""
+    (loss, aux, grads), (other, wanted_aux, wanted_grads) = got, wanted
+    size = np.sqrt(np.mean(np.square(wanted_aux.per_example, dtype=np.float64)))
+    return {
+        "loss": abs(float(loss) - float(other)) / size,
+        "per_example": meshes.relative(aux.per_example, wanted_aux.per_example),
+        "gradient": meshes.relative(grads, wanted_grads),
+    }
 
 
 @pytest.mark.parametrize("axes", meshes.MESHES, ids=str)
@@ -82,6 +92,8 @@ def test_meshes_agree(recorded, axes):
     name, params, batch, alone, rounding = recorded
     split = meshes.gradients(make(name), meshes.make_mesh(**axes), batch, start=(params, {}))
     found = differences(split, alone)
-    assert max(rounding) < 1e-3  # a fault would be seen beside it
-    for difference, least in zip(found, rounding, strict=True):
-        assert difference < max(1e-6, 3 * least)
+    assert max(rounding.values()) < 1e-3  # a fault would be seen beside it
+    # One number's rounding may be next to nothing by chance; a mean's is no larger than that of what it is a mean of.
+    least = rounding | {"loss": rounding["per_example"]}
+    for what, difference in found.items():
+        assert difference < max(1e-6, 3 * least[what]), what

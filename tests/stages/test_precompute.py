@@ -20,6 +20,8 @@ from uae_jax.stages.precompute import EncodeSettings, encode_dataset
 from uae_jax.stages.pretrain import Pretrain
 from uae_jax.stages.pretrain_settings import PretrainSettings
 
+pytestmark = pytest.mark.slow
+
 CAPTIONS = ("a red circle", "two squares", "a cat", "night", "grass")
 NEGATIVE = "blur"
 

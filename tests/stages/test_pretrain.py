@@ -23,6 +23,8 @@ from uae_jax.stages.pretrain_settings import PretrainSettings
 from uae_jax.stages.towers import TowerConfig
 from uae_jax.weights import uae
 
+pytestmark = pytest.mark.slow
+
 NEGATIVE = "bad blur"
 # One is shorter than the negative prompt, and so is padded for the decoder to see; one is cut at 24 tokens.
 CAPTIONS = (

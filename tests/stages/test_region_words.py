@@ -13,6 +13,8 @@ from uae_jax.stages import questions
 from uae_jax.stages.region_words import RegionWords, RegionWordsSettings, bag_of_words
 from uae_jax.weights import uae
 
+pytestmark = pytest.mark.slow
+
 # The tiny encoder sees 64x64 pixels, whatever it is given: 16 tokens.
 LABELS = ";".join(["red star", "white", "a long label of many words", "blue circle"] * 4)
 
@@ -92,7 +94,6 @@ def test_the_language_model_is_asked_at_the_tokens_of_the_image(reading):
     assert reading.on(batch)[0] == pytest.approx(float(wanted[0]), rel=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("read_by", ["vision", "language"])
 @pytest.mark.parametrize("axes", meshes.MESHES, ids=str)
 def test_meshes_agree(run, reading, read_by, axes):

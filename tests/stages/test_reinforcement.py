@@ -24,6 +24,8 @@ from uae_jax.stages.loop_stage import PaintSettings
 from uae_jax.stages.uae_towers import TextSettings
 from uae_jax.stages.understanding_for_gen import UnderstandingForGen
 
+pytestmark = pytest.mark.slow
+
 IMAGES, GROUP = 2, 3
 
 
@@ -224,16 +226,14 @@ def test_a_reward_that_is_no_number_names_its_image(make, common):
     assert np.isfinite(np.asarray(aux.per_example)).tolist() == [False, True]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
-        preset("fast", paint={"steps": 5}, window_range=(0, 5)),
-        {"guard": True, "old_logprob": "recorded"},
+        preset("fast", paint={"steps": 5}, window_range=(0, 5), old_logprob="recorded"),
         {"old_logprob": "replay", "updates": 2},
-        {"captions": "data", "kl_form": "exact", "clip": ClipConfig(low=1e-3, high=1e-3)},
+        {"guard": True, "captions": "data", "kl_form": "exact", "clip": ClipConfig(low=1e-3, high=1e-3)},
     ],
-    ids=["fast", "guard", "replay", "data"],
+    ids=["fast", "replay", "guard on captions of the data"],
 )
 def test_variants_of_the_painting_stage_start_at_ratio_one(changes, common):
     changes = dict(changes)
@@ -247,7 +247,6 @@ def test_variants_of_the_painting_stage_start_at_ratio_one(changes, common):
     assert max(np.abs(x).max() for x in jax.tree.leaves(grads)) > 0
 
 
-@pytest.mark.slow
 def test_nft_starts_at_the_policy_that_paints(common):
     # Oracle 14: no gap to the old policy; the gradient is 0 where all advantages are, and not otherwise.
     changes = preset("nft")

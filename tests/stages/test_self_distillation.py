@@ -194,6 +194,7 @@ def test_teachers_temperature_warms_up():
         np.testing.assert_allclose(after, 0.1 * logits.mean(0), atol=1e-7)
 
 
+@pytest.mark.slow
 def test_loss_is_the_weighted_sum_of_its_parts(run):
     stage, parts, step = run
     batch, s = stage.collate(samples()), stage.settings
@@ -218,6 +219,7 @@ def test_no_gradient_goes_to_the_teacher(run):
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_without_patches_there_is_no_head_for_them():
     stage = SelfDistillation(settings(ibot=0.0, koleo=0.0))
     mesh = running.one_device()

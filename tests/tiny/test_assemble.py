@@ -13,6 +13,8 @@ from uae_jax.tiny import assemble, card
 from uae_jax.weights import checkpoint, safetensors, uae
 from uae_jax.weights.pretrained import load_pretrained
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):

@@ -32,6 +32,7 @@ def test_it_is_complete_and_small():
     assert all(f"### {part}" in text for part in (*assemble.UAE_PARTS, *assemble.SCORERS))
 
 
+@pytest.mark.slow
 def test_it_brings_four_scorers_that_know_an_image_again(model):
     assert sorted(model.scorers) == ["clip", "dinov2", "dinov3", "longclip"]
     some = Scenes.sample(16)
@@ -39,6 +40,7 @@ def test_it_brings_four_scorers_that_know_an_image_again(model):
         assert scorer.similarity(some.images, some.images).min() > 0.999
 
 
+@pytest.mark.slow
 def test_its_captions_are_right_as_far_as_they_go(model):
     found, captions = figures.captioning(model, Scenes.sample(COUNT), silent)
     assert found["grammatical"] >= 0.9

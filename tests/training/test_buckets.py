@@ -37,6 +37,7 @@ def bucket(everything, tmp_path, monkeypatch):
     return bucket
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_stopped_and_goes_on_as_a_local_one(bucket, tmp_path, monkeypatch):
     run = test_loop.experiment()
     loop.train(run, tmp_path / "whole")

@@ -38,8 +38,8 @@ def trained(folder, group):
     return {path: np.asarray(leaf) for path, leaf in state.items() if path.startswith(f"{group}/")}
 
 
-# One that reads captions; those with a rollout take five minutes each.
-@pytest.mark.parametrize("stage", [marked(s, ("caption_sft",)) for s in SETTINGS])
+# One that reads captions; those with a language model take four minutes each.
+@pytest.mark.parametrize("stage", [marked(s, ("contrastive",)) for s in SETTINGS])
 def test_two_processes_train_a_stage_as_one(stage, tmp_path):
     train(stage, tmp_path / "one", 1, EPS, devices=2)
     train(stage, tmp_path / "two", 2, EPS)

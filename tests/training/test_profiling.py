@@ -43,6 +43,7 @@ def test_instruction_of_a_program(line, known):
     assert list(profiling._instructions(f"HloModule jit_step, is_scheduled=true\n{line}\n")) == [("jit_step", *known)]
 
 
+@pytest.mark.slow
 def test_steps_are_traced_and_told_apart(tmp_path):
     """A decoder in the rollout, an encoder forward and backward in the loss: what was not there takes no time."""
     vae = AutoencoderKL(AutoencoderKLConfig.tiny())

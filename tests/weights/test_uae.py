@@ -71,6 +71,7 @@ def test_published_to_native_to_published_changes_no_bit(folder, converted, tmp_
         assert "encoder LoRA of rank 32, alpha 64" in printed
 
 
+@pytest.mark.slow
 def test_both_layouts_load_alike(folder, converted):
     one, other = uae.load(folder), uae.load(converted[0])
     for part in ("encoder", "projector", "decoder", "vae", "text_encoder", "text_encoder_2"):
@@ -89,6 +90,7 @@ def test_the_adapter_of_the_encoder_is_rank_32_alpha_64_on_the_language_model_on
     assert set(adapter.params["language"]["layers"]["attn"]) == {"q", "k", "v", "o"}
 
 
+@pytest.mark.slow
 def test_what_llm_lora_holds_wins_over_llm_model(folder, tmp_path):
     # The published code loads llm_lora last, projector and wrapped weights included.
     root = tmp_path / "changed"
@@ -108,6 +110,7 @@ def test_a_folder_without_adapters_loads(tmp_path):
     assert weights.decoder_lora is None
 
 
+@pytest.mark.slow
 def test_keys_of_a_wrapper_class_are_read(folder, tmp_path):
     root = tmp_path / "wrapped"
     shutil.copytree(folder, root)
@@ -125,6 +128,7 @@ def test_a_single_model_converts_and_exports_too(folder, tmp_path):
     assert all(got[key].read().tobytes() == wanted[key].read().tobytes() for key in wanted)
 
 
+@pytest.mark.slow
 def test_conversion_to_bfloat16_halves_the_base_and_leaves_the_adapters(folder, tmp_path):
     assert cli.main(["convert", str(folder), str(tmp_path / "half"), "--dtype", "bfloat16"]) == 0
     weights = uae.load(tmp_path / "half")

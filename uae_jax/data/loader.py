@@ -137,8 +137,7 @@ class Loader(Iterator[SampleBatch]):
         raise StopIteration
 
     def _skip(self, read: Read) -> None:
-        self.tally.skip(read.id, read.kind)
-        if self.tally.skipped[read.kind].count <= self.tally.keep:
+        if self.tally.skip(read.id, read.kind):  # once, and not in every epoch
             log.warning("record skipped (%s): %s: %s", read.kind, read.id, read.message)
         self.tally.check(self.config.max_bad_fraction)
         self._bad_in_a_row += 1

@@ -92,7 +92,8 @@ class Count:
     def add(self, ids: Iterable[str], count: int, keep: int) -> None:
         """Adds `count` more, of which some identities are known; at most `keep` are remembered."""
         self.count += count
-        self.first += [str(id) for id in ids][: max(0, keep - len(self.first))]
+        new = [str(id) for id in dict.fromkeys(ids) if str(id) not in self.first]
+        self.first += new[: max(0, keep - len(self.first))]
 
 
 class Tally:
@@ -118,9 +119,12 @@ class Tally:
         """Counts a conversion of a record (that `use` counts)."""
         self.converted.setdefault(kind, Count()).add([id], 1, self.keep)
 
-    def skip(self, id: str, kind: str) -> None:
-        """Counts a record that is not used."""
-        self.skipped.setdefault(kind, Count()).add([id], 1, self.keep)
+    def skip(self, id: str, kind: str) -> bool:
+        """Counts a record that is not used; True if that is news: its identity is remembered from now on."""
+        count = self.skipped.setdefault(kind, Count())
+        before = len(count.first)
+        count.add([id], 1, self.keep)
+        return len(count.first) > before
 
     @property
     def bad(self) -> int:

@@ -74,6 +74,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "flow_grpo": {},
     "fast": {
         "updates": 1,
+        # Costs nothing at one update; what TF32 or bfloat16 make of recorded densities may lie outside this clip.
+        "old_logprob": "replay",
         "form": "cps",
         "noise_level": 0.8,
         "window": 3,

@@ -1,6 +1,7 @@
 """What the package knows of one published architecture, gathered in one value."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -58,8 +59,13 @@ class Architecture:
 
     def abstract(self, config: Any, runtime: Runtime = Runtime()) -> Any:
         """The parameter tree as `ShapeDtypeStruct`: full size, no memory."""
-        model = self.module(config, runtime)
-        return jax.eval_shape(model.init, jax.random.key(0), *self.example_inputs(config))["params"]
+        return jax.tree.map(lambda leaf: leaf, _abstract(self, config, runtime))  # the caller's own
+
+
+@functools.cache
+def _abstract(architecture: Architecture, config: Any, runtime: Runtime) -> Any:
+    model = architecture.module(config, runtime)
+    return jax.eval_shape(model.init, jax.random.key(0), *architecture.example_inputs(config))["params"]
 
 
 @dataclasses.dataclass

@@ -141,7 +141,7 @@ def _load_entry(
     if entry.layers is None:
         return put(fetch(entry.key), sharding)
     layer = fetch(entry.keys[0])
-    stack = _empty_stack((len(entry.layers), *layer.shape), target, sharding)
+    stack = _empty_stack((len(entry.layers), *layer.shape), target, sharding)()
     one = None if sharding is None else jax.sharding.NamedSharding(sharding.mesh, _drop_first(sharding.spec))
     set_layer = _set_layer(sharding)
     for i, key in enumerate(entry.keys):
@@ -166,8 +166,10 @@ def put(array: np.ndarray, sharding: Any) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def _empty_stack(shape: tuple[int, ...], dtype: np.dtype, sharding: Any) -> jax.Array:
-    return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)()
+@functools.cache
+def _empty_stack(shape: tuple[int, ...], dtype: np.dtype, sharding: Any) -> Callable[[], jax.Array]:
+    """Makes zeros where they belong. Kept, so that stacks of one shape share a program."""
+    return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)
 
 
 @functools.cache
