@@ -413,6 +413,7 @@ def test_a_checkpoint_without_a_tokenizer_takes_the_base_models(uae_checkpoint, 
     assert whole.prompts.vision_inputs == small_uae.prompts.vision_inputs
 
 
+@pytest.mark.slow
 def test_questions_are_each_rows_own(uae):
     images = photographs()[:2]
     settings = CaptionSettings(prompt=QUESTION, max_new_tokens=NEW, temperature=0.0)

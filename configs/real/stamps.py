@@ -29,7 +29,7 @@ def get_config(arg=None):
     config.stages = ("pixels", "paintings", "captions", "cold_start", "understanding", "generation")
     config.pixels = _stage("autoencoder", folder, steps=1000, batch=16, rate=1e-3)
     config.pixels.settings = ConfigDict({"model": str(EMBEDDED / "tiny/SD3/vae")})
-    config.paintings = _stage("pretrain", folder, steps=1500, batch=32, rate=5e-4)
+    config.paintings = _stage("pretrain", folder, steps=700, batch=32, rate=5e-4)
     config.paintings.settings = ConfigDict({"model": "tiny", "vae_from": "previous", "token_bucket": 32})
     config.captions = _stage("caption_sft", folder, steps=600, batch=32, rate=1e-3)
     config.captions.settings = ConfigDict({"model": "previous", "max_pixels": 4096, "max_tokens": 40, "logit_chunk": 0})

@@ -210,6 +210,7 @@ def test_splash_takes_lengths_and_leaves_masks_to_xla(interpreted):
     assert error(attention(q, k, v, mask=mask, kernel="splash"), wanted) < 5e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("t", "s"), [(128, 128), (140, 140), (100, 128)])  # in whole blocks, or padded to them
 def test_splash_has_the_gradients_of_xla(interpreted, t, s):
     q, k, v = make(b=1, t=t, s=s, n=2, k=1, h=64)

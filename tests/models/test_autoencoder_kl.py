@@ -197,6 +197,7 @@ def test_every_parameter_has_logical_axes_of_its_rank(config):
     jax.tree.map(lambda leaf, names: pytest.fail(f"{leaf}: {names}") if leaf.ndim != len(names) else None, params, axes)
 
 
+@pytest.mark.slow
 def test_sharded_equals_single_device(tmp_path):
     vae = reference(**SMALL)
     ours = convert(vae, tmp_path)

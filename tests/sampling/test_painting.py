@@ -125,6 +125,7 @@ def test_positions_behind_the_length_are_as_if_they_were_not_there(case):
     assert np.abs(plain.astype(int) - seen.astype(int)).max() > 1
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_its_batch(case):
     context, negative, pooled, latents = inputs(4, 3, 64, 64)
     whole = ours(case, context, negative, pooled, latents, 4, 5.0)

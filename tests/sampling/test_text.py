@@ -99,6 +99,7 @@ def transformers_answer(case: Case, image, question, new=NEW, **settings):
     return ids[0].tolist(), out[0, ids.shape[1] :].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, indirect=True, ids=["a", "b", "c"])
 def test_greedy_captions_are_those_of_transformers_alone_and_in_a_mixed_batch(case):
     images = list(photographs())

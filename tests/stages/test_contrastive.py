@@ -52,6 +52,7 @@ def nats(logits):
     return (rows + columns) / 2
 
 
+@pytest.mark.slow
 def test_loss_is_that_of_transformers(plain, tmp_path):
     loss, aux, _ = plain(samples())
     plain.stage.save(plain.parts.params, {}, {}, tmp_path / "model")
@@ -149,6 +150,7 @@ def test_the_saved_temperature_is_within_its_bound(plain, tmp_path):
     assert saved == pytest.approx(math.log(100))
 
 
+@pytest.mark.slow
 def test_stretching_keeps_and_freezes_the_first_positions(plain):
     long = started(stretch_positions=True)
     before = np.asarray(plain.parts.params["text"]["positions"])
@@ -161,6 +163,7 @@ def test_stretching_keeps_and_freezes_the_first_positions(plain):
     assert not moved[:kept].any() and moved[kept : kept + 10].all()
 
 
+@pytest.mark.slow
 def test_long_captions_are_cut_with_their_end_kept_and_counted(plain):
     endless = ["a red circle and " * 40 + "a star", *CAPTIONS[1:]]
     batch = plain.stage.collate(samples(endless))

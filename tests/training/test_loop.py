@@ -87,6 +87,7 @@ def test_a_run_leaves_its_result_metrics_and_pictures(tmp_path, capsys):
     assert out == "" and "step 12" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "muon"])  # the second keeps states of two kinds
 def test_stopped_and_resumed_is_as_never_stopped(tmp_path, monkeypatch, kind):
     run = experiment(optimiser=OptimiserConfig(kind=kind, learning_rate=0.05, warmup=2))
@@ -187,6 +188,7 @@ def test_a_list_of_stages_may_be_moved(tmp_path, monkeypatch):
     assert record["settings"]["model"] == "../1_one/model"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [MeshConfig(fsdp=8, data=1), MeshConfig(data=4, tensor=2)])
 def test_meshes_agree(tmp_path, mesh):
     # One device and eight see the same samples and the same noise; sums are taken in another order.
@@ -214,6 +216,7 @@ def test_nothing_is_compiled_in_the_steady_state(tmp_path, monkeypatch):
     assert told[3] > 0 and not any(count for step, count in told.items() if step > 9)
 
 
+@pytest.mark.slow
 def test_a_profile_is_written_where_it_was_asked_for(tmp_path, capsys):
     loop.train(experiment(profile_steps=2), tmp_path)
     assert "profile of steps 4 to 5" in capsys.readouterr().err

@@ -41,6 +41,7 @@ def test_decay_is_for_matrices():
     }
 
 
+@pytest.mark.slow
 def test_decay_alone_shrinks_by_rate_times_decay():
     config = OptimiserConfig(learning_rate=0.1, schedule="constant", warmup=0, weight_decay=0.5)
     optimiser = make_optimiser(config, 10)
@@ -64,6 +65,7 @@ def _muon(**more):
     return make_optimiser(OptimiserConfig(kind="muon", learning_rate=0.1, schedule="constant", warmup=0, **more), 10)
 
 
+@pytest.mark.slow
 def test_muon_moves_each_matrix_of_a_stack_as_optax_does_alone():
     """Against `optax.contrib.muon`, which was given one matrix at a time; three updates, so that momentum counts."""
     gradients = np.random.default_rng(0).normal(size=(3, 2, 8, 3, 4)).astype(np.float32)  # [update, L, in, K, out]

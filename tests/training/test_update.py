@@ -109,6 +109,7 @@ def test_average_starts_fast_and_ends_at_its_decay():
     np.testing.assert_allclose(averaged(one, zero, jnp.asarray(4), rare)["w"], 2 / 11, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [{"data": 8}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
 def test_a_mesh_gives_what_one_device_gives(axes):
     step, state, frozen = started(ema=0.9, settings=toy.Settings(width=8))

@@ -74,6 +74,7 @@ def test_published_to_native_to_published_keeps_every_byte(name, i, tmp_path):
         np.testing.assert_array_equal(got[key].numpy(), wanted[key].numpy(), err_msg=key)
 
 
+@pytest.mark.slow
 def test_half_precision_files_keep_their_dtype(tmp_path):
     small.clip_model("quick_gelu", "legacy_end").to(torch.bfloat16).save_pretrained(tmp_path / "a")
     loaded = load_pretrained(tmp_path / "a")
@@ -380,6 +381,7 @@ def openai_file(folder, long):
     return model, path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("long", [False, True], ids=["clip", "longclip"])
 def test_openai_layout_loads_and_becomes_transformers(long, tmp_path):
     model, path = openai_file(tmp_path, long)

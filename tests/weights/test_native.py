@@ -49,6 +49,7 @@ def same_bytes(one, two):
         assert (a.shape, a.dtype) == (b.shape, b.dtype) and a.tobytes() == b.tobytes(), path
 
 
+@pytest.mark.slow
 def test_one_device_to_eight_and_back_is_bit_identical(saved, tmp_path):
     model, folder = saved
     mesh = make_mesh(2, 2, 2)

@@ -51,6 +51,7 @@ def test_sizes_survive_the_published_configs(size):
             assert kind.config_from_json(kind.config_to_json(config())) == config(), part
 
 
+@pytest.mark.slow
 def test_a_fresh_decoder_predicts_nothing_and_can_learn_at_once():
     config = dataclasses.replace(SD3Config.tiny(), num_layers=2)
     model = new.new_model(sd3.ARCHITECTURE, config, seed=0)
@@ -68,6 +69,7 @@ def test_a_fresh_decoder_predicts_nothing_and_can_learn_at_once():
     assert np.abs(grads["proj_out"]["kernel"]).max() > 0
 
 
+@pytest.mark.slow
 def test_numbers_depend_on_the_seed_alone():
     kind, config = registry.find("CLIPTextModelWithProjection"), new.UAE_SIZES["tiny"]["text_encoder"][1]()
     one, same, other = (new.new_model(kind, config, seed).params for seed in (0, 0, 1))
@@ -75,6 +77,7 @@ def test_numbers_depend_on_the_seed_alone():
     assert not np.array_equal(one["tokens"], other["tokens"])
 
 
+@pytest.mark.slow
 def test_branches_begin_smaller_the_deeper_the_model():
     kind, config = registry.find("CLIPTextModelWithProjection"), new.UAE_SIZES["tiny"]["text_encoder"][1]()
     for depth in (1, 16):

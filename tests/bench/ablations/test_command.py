@@ -53,6 +53,7 @@ def bench(monkeypatch, tmp_path, capsys):
     return bench, done
 
 
+@pytest.mark.slow
 def test_everything_is_done_once(bench, tmp_path):
     run, done = bench
     found = json.loads(run("--only", "reward", "--seeds", "0", "1", "--json").out)
