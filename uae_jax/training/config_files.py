@@ -84,10 +84,10 @@ def _importable(folder: Path) -> Iterator[None]:
         for path in paths:
             sys.path.remove(path)
         sys.dont_write_bytecode = written
-        for name, module in list(sys.modules.items()):
-            origin = getattr(module, "__file__", None)
+        for name in set(sys.modules) - known:
+            origin = getattr(sys.modules[name], "__file__", None)
             beside = origin is not None and Path(origin).parent == folder
-            if name not in known and (beside or name.split(".")[0] == _TREE):
+            if beside or name.split(".")[0] == _TREE:
                 del sys.modules[name]
         sys.modules.update(before)
 
