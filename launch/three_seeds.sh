@@ -42,10 +42,7 @@ for stage in $stages; do
     treated+=("$runs/$stage/$seed")
     control+=("$runs/control_$stage/$seed")
   done
-  echo "== $stage, and its control =="
-  "$bin/python" -m uae_jax.tiny.compare --treated "${treated[@]}" --control "${control[@]}" \
+  echo "== $stage, beside its control and beside the embedded model =="
+  "$bin/python" -m uae_jax.tiny.compare --treated "${treated[@]}" --control "${control[@]}" --control tiny \
     --scenes "${SCENES:-512}" --output "$runs/$stage.json"
-  echo "== $stage, and the embedded model =="
-  "$bin/python" -m uae_jax.tiny.compare --treated "${treated[@]}" --control tiny \
-    --scenes "${SCENES:-512}" --output "$runs/$stage.embedded.json"
 done

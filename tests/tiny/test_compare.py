@@ -1,5 +1,7 @@
 """Differences between runs, on figures whose differences are known beforehand."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -52,3 +54,21 @@ def test_as_many_controls_as_runs(capsys):
     with pytest.raises(SystemExit):
         compare.main(["--treated", "a", "b", "c", "--control", "d", "e"])
     assert "got 3 treated and 2 control runs" in capsys.readouterr().err
+
+
+def test_each_model_is_measured_once_whatever_it_is_compared_with(tmp_path, monkeypatch, capsys):
+    values, measured = {"a": 0.5, "b": 0.75, "c": 0.25, "d": 0.0, "tiny": 0.5}, []
+
+    def measure(run, scenes):
+        measured.append(run)
+        return {"unified": of_each(np.full(len(scenes.images), values[run]))}
+
+    monkeypatch.setattr(compare, "measure", measure)
+    output = tmp_path / "found.json"
+    arguments = ["--treated", "a", "b", "--control", "c", "d", "--control", "tiny", "--scenes", "3"]
+    compare.main([*arguments, "--output", str(output)])
+    assert measured == ["a", "b", "c", "d", "tiny"]
+    own, common = json.loads(output.read_text())
+    assert (own["treated"], own["control"], common["control"]) == (["a", "b"], ["c", "d"], ["tiny"])
+    assert own["figures"]["unified"]["by_seed"] == [0.25, 0.75] and common["figures"]["unified"]["by_seed"] == [0, 0.25]
+    assert capsys.readouterr().out.count("control: ") == 2

@@ -3,12 +3,13 @@
     python -m uae_jax.tiny.compare --treated RUN RUN RUN --control RUN RUN RUN [--scenes 512] [--output FILE.json]
 
 A RUN is the folder of a finished `uae train` run (its model lies in `model/`), a UAE folder, or "tiny"; first goes with
-first, and a single control serves all. Every model captions and repaints the same scenes, judged by the scorers that
-come with the package. The table gives, of each figure, both means, their difference, its 95% interval by bootstrap over
-scenes and seeds, and the difference of each seed.
+first, and a single control serves all. `--control` may be given several times, for a table each. Every model captions
+and repaints the same scenes, judged by the scorers that come with the package. A table gives, of each figure, both
+means, their difference, its 95% interval by bootstrap over scenes and seeds, and the difference of each seed.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -32,20 +33,26 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(prog="python -m uae_jax.tiny.compare", description=__doc__.split("\n")[0])
     parser.add_argument("--treated", nargs="+", required=True, metavar="RUN", help="one for each seed")
-    parser.add_argument("--control", nargs="+", required=True, metavar="RUN", help="one for each seed, or one for all")
+    parser.add_argument(
+        "--control", nargs="+", action="append", required=True, metavar="RUN", help="one for each seed, or one for all"
+    )
     parser.add_argument("--scenes", type=int, default=512, metavar="N", help="held-out scenes (default: 512)")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures here, too")
     args = parser.parse_args(arguments)
-    if len(args.control) not in (1, len(args.treated)):
-        parser.error(f"got {len(args.treated)} treated and {len(args.control)} control runs; wanted as many, or one")
+    for control in args.control:
+        if len(control) not in (1, len(args.treated)):
+            parser.error(f"got {len(args.treated)} treated and {len(control)} control runs; wanted as many, or one")
     scenes, measured = Scenes.sample(args.scenes), {}
-    for run in dict.fromkeys([*args.treated, *args.control]):
+    for run in dict.fromkeys([*args.treated, *itertools.chain(*args.control)]):
         measured[run] = measure(run, scenes)
-    control = args.control if len(args.control) > 1 else args.control * len(args.treated)
-    found = compare([measured[run] for run in args.treated], [measured[run] for run in control])
+    comparisons = []
+    for control in args.control:
+        each = control if len(control) > 1 else control * len(args.treated)
+        found = compare([measured[run] for run in args.treated], [measured[run] for run in each])
+        comparisons.append({"treated": args.treated, "control": control, "scenes": args.scenes, "figures": found})
+        print(f"control: {', '.join(control)}\n{table(found)}")
     if args.output:
-        args.output.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    print(table(found))
+        args.output.write_text(json.dumps(comparisons, indent=2) + "\n", encoding="utf-8")
 
 
 def measure(run: str, scenes: Scenes, look: Look = Look()) -> Ratios:
