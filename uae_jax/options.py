@@ -28,8 +28,8 @@ def add_loop(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_named_path,
         metavar="NAME=DIR",
-        help="score likeness with this CLIP, DINOv2 or DINOv3 model; may be given more than once (default: those that "
-        "come with the model)",
+        help="score likeness with this CLIP, DINOv2 or DINOv3 model; may be given more than once; "
+        "clip=tiny/scorers/clip is one of the package (default: those that come with the model)",
     )
 
 

@@ -183,7 +183,10 @@ def scorer_folders(args: argparse.Namespace) -> dict[str, Path]:
     root = checkpoint.resolve(args.model) / uae.SCORERS
     found = {name: root / name for name in UNIFIED if (root / name).is_dir()}
     if not found:
-        raise ValueError(f"{args.model} brings no scorers; name them, e.g. --scorer clip=openai/clip-vit-large-patch14")
+        raise ValueError(
+            f"{args.model} brings no scorers; name them, e.g. --scorer clip=openai/clip-vit-large-patch14, or, of the "
+            "package, which know the scene world alone, --scorer clip=tiny/scorers/clip"
+        )
     return found
 
 
