@@ -152,6 +152,7 @@ def test_latents_are_normalised_by_shift_then_scale():
     np.testing.assert_allclose(autoencoder_kl.denormalise_latents(got, config), z, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_decoder_gradient_equals_diffusers_and_does_not_depend_on_remat(tmp_path):
     # The cold start differentiates the reward through the decoder.
     vae = reference(**SMALL)

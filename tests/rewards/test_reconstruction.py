@@ -29,6 +29,7 @@ def functions(**of):
     return Judges({}, of, dict.fromkeys(of, 1.0))
 
 
+@pytest.mark.slow
 def test_an_image_is_like_itself(judges):
     reward = judges(judges.params, pictures(0), pictures(0))
     for value in (reward.total, *reward.parts.values()):

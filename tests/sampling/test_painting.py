@@ -101,6 +101,7 @@ def theirs(case, context, negative, pooled, latents, steps, guidance):
     return (images * 255).round().astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 5.0])
 @pytest.mark.parametrize(("steps", "height", "width"), [(10, 128, 128), (28, 96, 160)])
 def test_images_equal_those_of_diffusers(case, steps, height, width, guidance):

@@ -149,6 +149,7 @@ def test_cached_logits_equal_full_recomputation_at_every_position(case):
     )
 
 
+@pytest.mark.slow
 def test_every_logit_of_a_cached_step_is_that_of_full_recomputation(case):
     prompts = case.ask(list(photographs())[:2], ["One?", "Two, which is longer?"])
     module, variables = case.ours.module, {"params": case.ours.params}

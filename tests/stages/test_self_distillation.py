@@ -155,6 +155,7 @@ def test_a_cut_of_everything_is_the_image():
     np.testing.assert_allclose(got * 255, image, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_view_depends_on_its_own_key_alone():
     images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
     augmentation = Augmentation(scale=(0.3, 0.9), flip=0.5)

@@ -70,6 +70,7 @@ def test_a_run_in_a_bucket_is_stopped_and_goes_on_as_a_local_one(bucket, tmp_pat
     assert read.finished and read.name == "one" and read.step == 12 and list(read.pictures["guesses"]) == [6, 12]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, caplog):
     run = test_loop.experiment(validation=None, steps=8)
     loop.train(run, RUN)
@@ -82,6 +83,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_set_aside(bucket, caplog):
     assert found == {"00000004", "00000008", "00000008.corrupt"}
 
 
+@pytest.mark.slow
 def test_a_stage_starts_from_a_model_in_the_bucket(bucket):
     first, second = (
         test_loop.experiment(steps=2),
