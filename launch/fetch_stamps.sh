@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Fetches 790 captioned pictures, many of them photographs: Tux Paint's stamps (GPL-2), from a Debian or Ubuntu mirror.
+# Fetches 785 captioned pictures, many of them photographs: Tux Paint's stamps (GPL-2), from a Debian or Ubuntu mirror.
 #
 #   launch/fetch_stamps.sh DIR         afterwards: uae data inspect DIR/captions.jsonl, and configs/real/stamps.py
 #

@@ -84,7 +84,7 @@ def alternatives(value: Any) -> Sequence:
 
 @dataclasses.dataclass
 class Count:
-    """How many, and the identities of the first of them."""
+    """How many, and the identities of the first of them, each once."""
 
     count: int = 0
     first: list[str] = dataclasses.field(default_factory=list)

@@ -141,7 +141,7 @@ def _load_entry(
     if entry.layers is None:
         return put(fetch(entry.key), sharding)
     layer = fetch(entry.keys[0])
-    stack = _empty_stack((len(entry.layers), *layer.shape), target, sharding)()
+    stack = _program_of_zeros((len(entry.layers), *layer.shape), target, sharding)()
     one = None if sharding is None else jax.sharding.NamedSharding(sharding.mesh, _drop_first(sharding.spec))
     set_layer = _set_layer(sharding)
     for i, key in enumerate(entry.keys):
@@ -167,8 +167,8 @@ def put(array: np.ndarray, sharding: Any) -> jax.Array:
 
 
 @functools.cache
-def _empty_stack(shape: tuple[int, ...], dtype: np.dtype, sharding: Any) -> Callable[[], jax.Array]:
-    """Makes zeros where they belong. Kept, so that stacks of one shape share a program."""
+def _program_of_zeros(shape: tuple[int, ...], dtype: np.dtype, sharding: Any) -> Callable[[], jax.Array]:
+    """What makes zeros where they belong; kept, so that stacks of one shape share it."""
     return jax.jit(functools.partial(jnp.zeros, shape, dtype), out_shardings=sharding)
 
 
