@@ -260,6 +260,12 @@ def interrupted(results, after, error):
         yield result
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
+    files = [str(tmp_path / name) for name in ("first.json", "second.json")]
+    assert cli.main(["bench", "compare", *files]) == 1
+    assert last(capsys.readouterr().err) == f"uae: error: {files[0]}: No such file or directory"
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("uae: interrupted", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:  # bad input or bad files, told in one line; anything else is a bug
-        reason = " ".join(str(error).split())
+        named = isinstance(error, OSError) and error.filename is not None
+        reason = f"{error.filename}: {error.strerror}" if named else " ".join(str(error).split())
     except RunError as error:  # its lines may make a table
         reason = str(error)
     except (MemoryError, RuntimeError) as error:  # on the host, or as JAX puts it

@@ -95,6 +95,16 @@ def test_a_record_that_is_bad_in_every_epoch_is_news_once():
     assert (tally.skipped["blank"].count, tally.skipped["blank"].first) == (5, ["a", "b"])
 
 
+def test_dots_stand_for_records_and_not_for_epochs():
+    tally = Tally(keep=3)
+    shown = []
+    for id in "aabbc":
+        tally.skip(id, "blank")
+        shown.append(tally.named(tally.skipped["blank"], 2))
+    assert shown == [["a"], ["a"], ["a", "b"], ["a", "b"], ["a", "b", "..."]]
+    assert tally.named(tally.skipped["blank"], 3)[3:] == ["..."]  # five counted, three remembered: there may be others
+
+
 def test_a_tally_survives_as_json():
     tally = filled()
     copy = Tally.from_json(json.loads(json.dumps(tally.to_json())))

@@ -76,8 +76,7 @@ def _faults(result: Inspection) -> Iterable[str]:
             continue
         yield f"<h2>{title}</h2><table><tr><th>kind</th><th>records</th><th>the first of them</th></tr>"
         for kind, count in sorted(counts.items(), key=lambda item: -item[1].count):
-            more = ", ..." if count.count > len(count.first) else ""
-            names = ", ".join(map(text, count.first)) + more
+            names = ", ".join(map(text, result.tally.named(count, len(count.first))))
             yield f'<tr><td>{text(kind)}</td><td class="number">{count.count:,}</td><td>{names}</td></tr>'
         yield "</table>"
 

@@ -169,10 +169,15 @@ class Tally:
         lines = []
         for what, counts in (("skipped", self.skipped), ("converted", self.converted)):
             for kind, count in sorted(counts.items(), key=lambda item: (-item[1].count, item[0])):
-                shown = count.first[:examples]
-                names = ", ".join(shown) + (", ..." if count.count > len(shown) else "")
+                names = ", ".join(self.named(count, examples))
                 lines.append(f"{what:<10} {kind:<12} {count.count:>8}  {names}".rstrip())
         return "\n".join(lines)
+
+    def named(self, count: Count, most: int) -> list[str]:
+        """The first identities of a kind, and "..." where there are, or may be, others; one may count many times."""
+        shown = count.first[:most]
+        forgotten = len(count.first) >= self.keep and count.count > len(count.first)
+        return [*shown, "..."] if forgotten or len(count.first) > len(shown) else shown
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON has it; `from_json` reads it back."""
