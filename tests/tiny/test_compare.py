@@ -59,14 +59,15 @@ def test_as_many_controls_as_runs(capsys):
 def test_each_model_is_measured_once_whatever_it_is_compared_with(tmp_path, monkeypatch, capsys):
     values, measured = {"a": 0.5, "b": 0.75, "c": 0.25, "d": 0.0, "tiny": 0.5}, []
 
-    def measure(run, scenes):
+    def measure(run, scenes, look):
+        assert look.guidance == 1.5
         measured.append(run)
         return {"unified": of_each(np.full(len(scenes.images), values[run]))}
 
     monkeypatch.setattr(compare, "measure", measure)
     output = tmp_path / "found.json"
     arguments = ["--treated", "a", "b", "--control", "c", "d", "--control", "tiny", "--scenes", "3"]
-    compare.main([*arguments, "--output", str(output)])
+    compare.main([*arguments, "--guidance", "1.5", "--output", str(output)])
     assert measured == ["a", "b", "c", "d", "tiny"]
     own, common = json.loads(output.read_text())
     assert (own["treated"], own["control"], common["control"]) == (["a", "b"], ["c", "d"], ["tiny"])

@@ -178,10 +178,10 @@ def test_the_loop_is_measured_as_it_is_said(some):
         defaults, scorers = Defaults(), {}
 
         def iter_reconstructions(self, images, writing, painting, *, interface):
-            asked.append((writing.max_new_tokens, painting.conditioning, interface))
+            asked.append((writing.max_new_tokens, painting.conditioning, painting.guidance, interface))
             yield from ((i, Reconstruction("a red circle.", image, {})) for i, image in enumerate(images))
 
-    for look in (figures.Look(), figures.Look("answer_hidden", "base", 7)):
+    for look in (figures.Look(), figures.Look("answer_hidden", "base", 7, 1.0)):
         found, _ = figures.loop_by_scene(Loop(), some, ignore, look)
         assert found["painting_accuracy"].shape == (12, 2) and found["words"][0, 0] == 3
-    assert asked == [(512, "current", "text"), (7, "base", "answer_hidden")]
+    assert asked == [(512, "current", Defaults().paint.guidance, "text"), (7, "base", 1.0, "answer_hidden")]

@@ -1,11 +1,12 @@
 """Compares runs with control runs, seed by seed, on held-out scenes.
 
-    python -m uae_jax.tiny.compare --treated RUN RUN RUN --control RUN RUN RUN [--scenes 512] [--output FILE.json]
+    python -m uae_jax.tiny.compare --treated RUN RUN RUN --control RUN RUN RUN [--scenes 512] [--guidance 1]
 
 A RUN is the folder of a finished `uae train` run (its model lies in `model/`), a UAE folder, or "tiny"; first goes with
 first, and a single control serves all. `--control` may be given several times, for a table each. Every model captions
-and repaints the same scenes, judged by the scorers that come with the package. A table gives, of each figure, both
-means, their difference, its 95% interval by bootstrap over scenes and seeds, and the difference of each seed.
+and repaints the same scenes, with the guidance that it brings or the one given, judged by the scorers that come with
+the package. A table gives, of each figure, both means, their difference, its 95% interval by bootstrap over scenes and
+seeds, and the difference of each seed.
 """
 
 import argparse
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         "--control", nargs="+", action="append", required=True, metavar="RUN", help="one for each seed, or one for all"
     )
     parser.add_argument("--scenes", type=int, default=512, metavar="N", help="held-out scenes (default: 512)")
+    parser.add_argument("--guidance", type=float, metavar="W", help="of all paintings; 1 is off (default: the model's)")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the figures here, too")
     args = parser.parse_args(arguments)
     for control in args.control:
@@ -44,12 +46,12 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"got {len(args.treated)} treated and {len(control)} control runs; wanted as many, or one")
     scenes, measured = Scenes.sample(args.scenes), {}
     for run in dict.fromkeys([*args.treated, *itertools.chain(*args.control)]):
-        measured[run] = measure(run, scenes)
-    comparisons = []
+        measured[run] = measure(run, scenes, Look(guidance=args.guidance))
+    comparisons, how = [], {"scenes": args.scenes, "guidance": args.guidance}
     for control in args.control:
         each = control if len(control) > 1 else control * len(args.treated)
         found = compare([measured[run] for run in args.treated], [measured[run] for run in each])
-        comparisons.append({"treated": args.treated, "control": control, "scenes": args.scenes, "figures": found})
+        comparisons.append({"treated": args.treated, "control": control, **how, "figures": found})
         print(f"control: {', '.join(control)}\n{table(found)}")
     if args.output:
         args.output.write_text(json.dumps(comparisons, indent=2) + "\n", encoding="utf-8")

@@ -178,11 +178,13 @@ class Look:
       interface: "text" passes the caption alone to the decoder, "answer_hidden" the encoder's states.
       conditioning: captions are read with the encoder's adapter, "current", or without, "base".
       max_new_tokens: at which captions are cut off.
+      guidance: that captions are painted with; 1 is off.
     """
 
     interface: Literal["text", "answer_hidden"] = "text"
     conditioning: Literal["current", "base"] | None = None
     max_new_tokens: int | None = None
+    guidance: float | None = None
 
 
 def loop_by_scene(
@@ -191,7 +193,7 @@ def loop_by_scene(
     """`loop`, of each scene by itself: f64[N, 2] each, see `scene_scores.pooled`."""
     done: list[Reconstruction | None] = [None] * len(scenes.images)
     writing = given(uae.defaults.caption, max_new_tokens=look.max_new_tokens)
-    painting = given(uae.defaults.paint, conditioning=look.conditioning)
+    painting = given(uae.defaults.paint, conditioning=look.conditioning, guidance=look.guidance)
     for place, result in uae.iter_reconstructions(list(scenes.images), writing, painting, interface=look.interface):
         done[place] = result
         progress(1)
