@@ -255,7 +255,7 @@ class UnderstandingForGen(LoopStage):
 
     def _nft(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, dict]:
         """DiffusionNFT's loss of each painting, averaged over noise levels: f32[R]."""
-        s = self.settings
+        s, images = self.settings, len(batch["x0"])
         x0, conditions = _rows(batch["x0"]), self._conditions(params, frozen, batch)
         good = diffusion.optimality(batch["advantage"].reshape(-1), max(s.advantage.clamp, 1.0))
         towers = self.uae.towers["decoder"]
@@ -266,8 +266,11 @@ class UnderstandingForGen(LoopStage):
 
         def one(draw: Array) -> tuple[Array, dict[str, Array]]:
             level_key, noise_key = jax.random.split(draw)
-            sigma = jax.random.uniform(level_key, x0.shape[:1], minval=0.01, maxval=1.0)
-            x = flow_matching.noised(x0, jax.random.normal(noise_key, x0.shape), sigma)
+            # Alike for siblings: what a velocity owes to the noise cancels in a sum weighted by their advantages.
+            sigma = jax.random.uniform(level_key, (images,), minval=0.01, maxval=1.0)
+            noise = jax.random.normal(noise_key, (images, *x0.shape[1:]))
+            sigma, noise = (jnp.repeat(each, s.group, axis=0) for each in (sigma, noise))
+            x = flow_matching.noised(x0, noise, sigma)
             v = {name: self._velocity_at(others[name], frozen, conditions, x, sigma) for name in others}
             return against(x, sigma, jax.lax.stop_gradient(v))  # out here, lest they be computed again on the way back
 
