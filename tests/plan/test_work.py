@@ -14,7 +14,7 @@ SLOW = [
     ("configs/cold_start.py", ""),
     ("configs/gen_for_understanding.py", ""),
     ("configs/understanding_for_gen.py", ""),
-    ("configs/understanding_for_gen.py:preset=nft", ""),
+    ("configs/understanding_for_gen.py:preset=fast", ""),
     ("configs/understanding_for_gen.py:preset=flow_grpo", ""),
     ("configs/tiny/captioner.py", "whole"),
     ("configs/tiny/dinov2.py", ""),

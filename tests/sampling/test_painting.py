@@ -147,6 +147,24 @@ def test_the_hoisted_modulation_is_that_of_every_step(case):
         )
 
 
+def test_guidance_leads_away_from_the_negative_row_by_row():
+    context = np.arange(2.0)[:, None] + np.ones((2, 3))  # of the positives; the negatives' is ten times that
+    told, away = (Conditioning(jnp.asarray(x, jnp.float32), jnp.array([3, 3])) for x in (context, 10 * context))
+    x, level = jnp.array([5.0, 7.0]), jnp.array([0.5, 0.25])
+
+    def denoise(context, lengths, x, level):
+        return context[:, 0] * x * level
+
+    for guidance, wanted in ((0.0, 10.0), (1.0, 1.0), (3.0, -17.0)):  # 10 + guidance (1 - 10)
+        got = painting.under_guidance(told, away, guidance)(denoise, x, level)
+        np.testing.assert_allclose(got, wanted * np.array([1 * 5 * 0.5, 2 * 7 * 0.25]))
+    np.testing.assert_allclose(painting.under_guidance(told)(denoise, x, level), [2.5, 3.5])
+    for learn, wanted in ((True, -17.0), (False, 3.0)):  # 3 of the positive branch, less 20 of the negative
+        guided = painting.under_guidance(told, away, 3.0, learn)
+        slope = jax.grad(lambda scale, guided=guided: guided(denoise, scale * x, level)[0])(1.0)
+        np.testing.assert_allclose(slope, wanted * 2.5)
+
+
 def test_a_step_moves_nothing_between_devices_that_hold_different_images(case):
     schedule, pooled = flow.make_schedule(8), jnp.asarray(inputs(5, 1, 64, 64)[2])
     mesh = make_mesh(data=8)

@@ -14,6 +14,7 @@ pytest.importorskip("peft")
 
 from tests.stages import judges, meshes, running
 from uae_jax.data.records import Sample
+from uae_jax.defaults import Defaults
 from uae_jax.rewards.reconstruction import RewardPart
 from uae_jax.rl.advantages import AdvantageConfig
 from uae_jax.rl.surrogate import ClipConfig
@@ -247,10 +248,10 @@ def test_variants_of_the_painting_stage_start_at_ratio_one(changes, common):
     assert max(np.abs(x).max() for x in jax.tree.leaves(grads)) > 0
 
 
-def test_nft_starts_at_the_policy_that_paints(common):
+def test_nft_starts_at_the_policy_that_paints(common, tmp_path):
     # Oracle 14: no gap to the old policy; the gradient is 0 where all advantages are, and not otherwise.
     changes = preset("nft")
-    rolled = roll(u4g(common, **(changes | {"paint": PaintSettings(steps=3, guidance=1.0)})))
+    rolled = roll(u4g(common, **(changes | {"paint": PaintSettings(steps=3, guidance=2.0)})))
     _, aux, grads = rolled.loss()
     assert aux.metrics["policy_gap"] == 0 and max(np.abs(x).max() for x in jax.tree.leaves(grads)) > 0
     even = rolled.loss(advantage=jnp.zeros((IMAGES, GROUP)))[2]
@@ -265,6 +266,9 @@ def test_nft_starts_at_the_policy_that_paints(common):
     new, old = moved(rolled.run.parts.params)["decoder"], rolled.run.parts.state["decoder"]
     wanted = jax.tree.map(lambda a, b: 0.25 * a + 0.75 * b, old, new)
     assert running.difference(state["decoder"], wanted) < 1e-6
+    parts = rolled.run.parts
+    rolled.run.stage.save(parts.params, parts.state, parts.frozen, tmp_path / "model")
+    assert Defaults.of(tmp_path / "model").paint.guidance == 2.0  # the result is painted with as it was trained
 
 
 def test_what_cannot_be_is_refused(common):

@@ -288,14 +288,15 @@ def _understanding_for_gen(run: Run) -> list[Phase]:
     found += [*run.paint(group), *run.judge(group)]
     one = flops.sd3_denoise(run.tower("decoder").config, run.patches, run.told)
     learnt = run.back("decoder", s.decoder, recomputed=1)(one)
+    if run.branches > 1:
+        learnt += learnt if s.learn_negative else run.denoise(run.told)
     if s.algorithm == "nft":
-        looks = s.nft_draws * group
-        trained, others = looks * learnt, looks * (run.denoise(run.told) + (one if s.kl else Work()))
         steps = s.nft_draws
+        others = group * steps * run.branches * (run.denoise(run.told) + (one if s.kl else Work()))
     else:
-        steps, branches = s.trained_steps, run.branches
-        trained = steps * group * branches * learnt
-        others = steps * group * branches * (one if s.kl else Work())
+        steps = s.trained_steps
+        others = group * steps * run.branches * (one if s.kl else Work())
+    trained = group * steps * learnt
     found.append(Phase("decoder trained", trained, "decoder", 3 * steps * run.micro, True))
     if others.total:
         found.append(Phase("reference", others, "decoder", steps * run.micro))

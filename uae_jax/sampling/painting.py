@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from uae_jax.models.autoencoder_kl import AutoencoderKL, denormalise_latents
 from uae_jax.models.sd3 import Modulation, SD3Transformer
@@ -21,6 +22,8 @@ Variables = dict[str, Any]
 
 TILE = 1024  # pixels; larger images are decoded in overlapping tiles of this side
 OVERLAP = 0.25  # of a tile that neighbours share
+NEGATIVE = "negative velocity"  # its name for `keep_negative`, where it does not learn
+keep_negative = jax.checkpoint_policies.save_only_these_names(NEGATIVE)  # of rematerialisation: all else is made again
 
 
 def modulations(decoder: SD3Transformer, variables: Variables, schedule: Schedule, pooled: Array) -> Modulation:
@@ -54,6 +57,43 @@ def at_step(modulation: Modulation, step: Array) -> Modulation:
     )
 
 
+def under_guidance(
+    positive: Conditioning,
+    negative: Conditioning | None = None,
+    guidance: Array | float = 1.0,
+    learn_negative: bool = True,
+) -> Callable[..., Array]:
+    """Makes what evaluates a velocity under classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
+
+    With a negative v = v_neg + guidance (v_pos - v_neg), in float32; both branches run as one batch if both learn.
+
+    Args:
+      positive: B rows.
+      negative: B rows, or None for no guidance.
+      guidance: f32[].
+      learn_negative: whether a gradient flows through the negative branch.
+
+    Returns:
+      (denoise, *rows [B, ...]) -> f32[B, h, w, Z], where denoise(context, lengths, *rows) is the decoder's velocity.
+    """
+    if negative is None:
+        return lambda denoise, *rows: denoise(positive.context, positive.lengths, *rows).astype(jnp.float32)
+    context = _interleave(negative.context, positive.context)
+    lengths = _interleave(negative.lengths, positive.lengths)
+
+    def velocity(denoise: Callable[..., Array], *rows: Array) -> Array:
+        if learn_negative:
+            v = denoise(context, lengths, *(_interleave(x, x) for x in rows)).astype(jnp.float32)
+            away, towards = jnp.moveaxis(v.reshape(-1, 2, *v.shape[1:]), 1, 0)
+        else:  # apart, lest the way back go through both
+            away = denoise(negative.context, negative.lengths, *rows).astype(jnp.float32)
+            away = checkpoint_name(jax.lax.stop_gradient(away), NEGATIVE)
+            towards = denoise(positive.context, positive.lengths, *rows).astype(jnp.float32)
+        return away + guidance * (towards - away)
+
+    return velocity
+
+
 def guided_velocity(
     decoder: SD3Transformer,
     variables: Variables,
@@ -66,39 +106,24 @@ def guided_velocity(
 ) -> Callable[[Array, Array], Array]:
     """Makes the velocity function of a rollout.
 
-    With a negative, both branches run as one batch and v = v_neg + guidance (v_pos - v_neg) (Ho & Salimans 2022,
-    arXiv 2207.12598), in float32.
-
     Args:
       decoder: the module.
       variables: {"params": ..., and maybe "lora": ...}.
       schedule: the steps.
       pooled: f[V], constant.
-      positive: B rows.
-      negative: B rows, or None for no guidance.
-      guidance: f32[].
-      learn_negative: whether a gradient flows through the negative branch.
+      positive, negative, guidance, learn_negative: see `under_guidance`.
 
     Returns:
       (x f32[B, h, w, Z], step i32[]) -> f32[B, h, w, Z].
     """
     table = modulations(decoder, variables, schedule, pooled)
-    if negative is None:
-        context, lengths = positive.context, positive.lengths
-    else:
-        context = _interleave(negative.context, positive.context)
-        lengths = _interleave(negative.lengths, positive.lengths)
+    guided = under_guidance(positive, negative, guidance, learn_negative)
 
     def velocity(x: Array, step: Array) -> Array:
-        both = x if negative is None else _interleave(x, x)
-        v = decoder.apply(variables, both, context, at_step(table, step), lengths, method="denoise")
-        v = v.astype(jnp.float32)
-        if negative is None:
-            return v
-        v_negative, v_positive = jnp.moveaxis(v.reshape(-1, 2, *v.shape[1:]), 1, 0)
-        if not learn_negative:
-            v_negative = jax.lax.stop_gradient(v_negative)
-        return v_negative + guidance * (v_positive - v_negative)
+        def denoise(context: Array, lengths: Array, x: Array) -> Array:
+            return decoder.apply(variables, x, context, at_step(table, step), lengths, method="denoise")
+
+        return guided(denoise, x)
 
     return velocity
 

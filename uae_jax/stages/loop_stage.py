@@ -281,7 +281,12 @@ class LoopStage(Stage):
 
     def save(self, params: Tree, state: Tree, frozen: Tree, folder: Path) -> None:
         changed = self.uae.finished(params, frozen)
-        uae_models.save_uae(self.parts, self.seed, self.mesh, changed, folder, self.settings.save_dtype)
+        dtype = self.settings.save_dtype
+        uae_models.save_uae(self.parts, self.seed, self.mesh, changed, folder, dtype, self.advised())
+
+    def advised(self) -> dict[str, dict[str, Any]]:
+        """What the result is to say of how it wants to be used, see `uae_models.save_uae`."""
+        return {}
 
 
 def named(values: Array, fine: Array) -> Array:

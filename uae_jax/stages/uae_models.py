@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,15 @@ def pooled_constant(weights: UAEWeights, prompts: PromptBuilder, mesh: Mesh | No
     return Engine(weights, prompts, Runtime(), mesh).pooled
 
 
-def save_uae(parts: UAEParts, seed: int, mesh: Mesh, changed: dict[str, Any], folder: Path, dtype: str) -> None:
+def save_uae(
+    parts: UAEParts,
+    seed: int,
+    mesh: Mesh,
+    changed: dict[str, Any],
+    folder: Path,
+    dtype: str,
+    advised: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Writes the published layout: what the stage changed, and all else as it was opened.
 
     Args:
@@ -108,8 +117,14 @@ def save_uae(parts: UAEParts, seed: int, mesh: Mesh, changed: dict[str, Any], fo
       changed: attribute of `UAEWeights` -> its new value.
       folder: a folder that is there already is replaced.
       dtype: of all models, "float32" or "bfloat16"; adapters keep theirs.
+      advised: section -> setting -> value, what `advice` is to find in the result.
     """
     weights = dataclasses.replace(open_uae(parts, seed, mesh), **changed)
+    if advised:
+        stated = json.loads(weights.files.get(uae.INFERENCE, b"{}"))
+        stated |= {section: {**stated.get(section, {}), **values} for section, values in advised.items()}
+        said = json.dumps(stated, indent=2) + "\n"
+        weights = dataclasses.replace(weights, files={**weights.files, uae.INFERENCE: said.encode()})
 
     def cast(model: Any) -> Any:
         return dataclasses.replace(model, params=jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), model.params))

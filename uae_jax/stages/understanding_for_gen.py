@@ -8,6 +8,7 @@ Letters: B images, G paintings of each, R = B G rows, T tokens of a text, D enco
 height and width, Z latent channels.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -210,7 +211,7 @@ class UnderstandingForGen(LoopStage):
                 v_reference = jax.lax.stop_gradient(reference(flat["path"][:, step], first + step))
             return against(step, v_reference)
 
-        @jax.checkpoint
+        @functools.partial(jax.checkpoint, policy=painting.keep_negative)
         def against(step: Array, v_reference: Array | None) -> tuple[Array, dict[str, Array]]:
             """That step's loss, beside what the reference makes of it."""
             number = first + step
@@ -274,7 +275,7 @@ class UnderstandingForGen(LoopStage):
             v = {name: self._velocity_at(others[name], frozen, conditions, x, sigma) for name in others}
             return against(x, sigma, jax.lax.stop_gradient(v))  # out here, lest they be computed again on the way back
 
-        @jax.checkpoint
+        @functools.partial(jax.checkpoint, policy=painting.keep_negative)
         def against(x: Array, sigma: Array, v: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
             """The loss at a noise level, beside the velocities of the policies that do not learn."""
             own = self._velocity_at(variables, frozen, conditions, x, sigma)
@@ -289,11 +290,19 @@ class UnderstandingForGen(LoopStage):
         return losses.mean(axis=0), {name: value.mean() for name, value in metrics.items()}
 
     def _velocity_at(self, variables: Tree, frozen: Tree, conditions: Conditions, x: Array, sigma: Array) -> Array:
-        """The decoder's own velocity, without guidance, at a noise level of each row's own."""
-        told = conditions[0]
-        pooled = jnp.broadcast_to(frozen["pooled"], (len(x), *frozen["pooled"].shape))
-        module = self.uae.towers["decoder"].module
-        return module.apply(variables, x, sigma * flow.TRAIN_STEPS, told.context, pooled, told.lengths)
+        """The decoder's velocity, under guidance where paintings are, at a noise level of each row's own."""
+        s, module = self.settings, self.uae.towers["decoder"].module
+
+        def denoise(context: Array, lengths: Array, x: Array, sigma: Array) -> Array:
+            pooled = jnp.broadcast_to(frozen["pooled"], (len(x), *frozen["pooled"].shape))
+            return module.apply(variables, x, sigma * flow.TRAIN_STEPS, context, pooled, lengths)
+
+        guided = painting.under_guidance(*conditions, s.paint.guidance, s.learn_negative)
+        return guided(denoise, x, sigma)
+
+    def advised(self) -> dict[str, dict[str, Any]]:
+        """As it was trained: what is won without guidance is not found again with it, nor the other way round."""
+        return {"paint": {"guidance": self.settings.paint.guidance}}
 
     def after_update(self, params: Tree, state: Tree, step: Array) -> Tree:
         if self.settings.algorithm != "nft":
