@@ -5,9 +5,10 @@
     uae train --config configs/understanding_for_gen.py:size=full,data=data/train --workdir runs/u4g
 
 `preset=flow_grpo` is what Flow-GRPO published, `fast` trains few steps of each (at tiny one of eight), `nft` needs
-neither noise nor densities; see `uae_jax/stages/flow_grpo_settings.py`. Captions are the frozen encoder's own. At tiny,
-24 steps from the embedded model, as it was before its decoder's last stage, changed no score. Clip fractions should
-stay below a half. Hardware: see `configs/sizes.py`.
+neither noise nor densities and learns most from a painting, so that tiny has it; see
+`uae_jax/stages/flow_grpo_settings.py`. Captions are the frozen encoder's own. `nft` trains and is to be judged without
+guidance: what is won without it is not found again with it. Clip fractions of the others should stay below a half.
+Hardware: see `configs/sizes.py`.
 """
 
 from configs import sizes
@@ -21,12 +22,13 @@ def get_config(arg=None):
 
 
 def experiment(options, steps: int, name: str = ""):
-    """The stage at a size, for so many steps, by a preset ("": "fast" at tiny, else "flow_grpo")."""
+    """The stage at a size, for so many steps, by a preset ("": "nft" at tiny, else "flow_grpo")."""
     tiny = options.size == "tiny"
-    name = name or ("fast" if tiny else "flow_grpo")
+    name = name or ("nft" if tiny else "flow_grpo")
     lora = {"mode": "lora", "rank": 16 if tiny else 32, "alpha": 32.0 if tiny else 64.0, "existing": "merge"}
-    # With the guidance that the embedded model paints with: what is won without it is lost again with it.
-    more = {"group": 8, "paint": {"steps": 8, "guidance": 3.0}} if tiny else {"paint": {"memory_gb": 24.0}}
+    more = {"group": 8, "paint": {"steps": 8}} if tiny else {"paint": {"memory_gb": 24.0}}
+    if tiny and name != "nft":
+        more["paint"]["guidance"] = 3.0  # which the embedded model paints with
     if tiny and name == "fast":
         more["window"] = 1  # half the work of three, and siblings differ by one step's luck alone
     settings = sizes.loop(
@@ -41,9 +43,9 @@ def experiment(options, steps: int, name: str = ""):
         settings,
         sizes.data(options, captions=False),
         optimiser={
-            "learning_rate": 1.5e-3 if tiny else 1e-4,
+            "learning_rate": (6e-4 if name == "nft" else 1.5e-3) if tiny else 1e-4,
             "schedule": "cosine" if tiny else "constant",
-            "warmup": 2 if tiny else 5,
+            "warmup": 4 if tiny else 5,
             "weight_decay": 1e-4,
         },
         ema={"decay": 0.9, "every": 8},

@@ -41,7 +41,7 @@ def get_config(arg=None):
 def _fast() -> dict:
     from uae_jax.stages.flow_grpo_settings import preset
 
-    return preset("fast", group=8, paint={"steps": 8})
+    return preset("fast", group=8, window=1, paint=_paint(8, 3.0))
 
 
 def _paint(steps: int, guidance: float) -> dict:
