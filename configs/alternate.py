@@ -17,7 +17,11 @@ def get_config(arg=None):
     if options.rounds < 1:
         raise ValueError(f"rounds is {options.rounds}, wanted at least 1")
     steps = options.steps or (60 if options.size == "tiny" else 500)
-    return sizes.chain(options, rounds(options.rounds), steps)
+    config = sizes.chain(options, rounds(options.rounds), steps)
+    for number in range(1, options.rounds + 1):  # one decoder is painted with in one way
+        guidance = config[f"generation_{number}"].settings.paint.guidance
+        config[f"understanding_{number}"].settings.paint.guidance = guidance
+    return config
 
 
 def rounds(count: int):

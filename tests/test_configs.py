@@ -36,3 +36,9 @@ def test_a_control_differs_in_nothing_but_what_it_learns_from(of):
     # The same scenes; only the control is told what is in them.
     seeds = {experiment.data.sources[0].scenes.seed for experiment in (treated, control)}
     assert len(seeds) == 1 and control.data.with_captions and not treated.data.with_captions
+
+
+def test_stages_that_take_turns_paint_alike():
+    for size in ("tiny", "full"):
+        experiments = configure.load_config(str(ROOT / f"configs/alternate.py:size={size},rounds=2"))
+        assert len({experiment.settings.paint.guidance for _, experiment in experiments}) == 1

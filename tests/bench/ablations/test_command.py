@@ -86,7 +86,7 @@ def test_the_embedded_model_is_measured_as_each_arm_is(bench):
     found = json.loads(run("--only", "length", "--seeds", "0", "--json").out)["length"]
     assert found["against"] == "untrained"
     assert {look for model, look in done["measured"] if model == "tiny"} == {
-        Look("text", "current", budget) for budget in (None, 40, 20, 10)
+        Look("text", "current", budget, 1.0) for budget in (None, 40, 20, 10)
     }
     for row in found["arms"].values():
         assert row["figures"]["unified"]["difference"] == pytest.approx(0.1 + 0.2 / 4)

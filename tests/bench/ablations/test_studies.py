@@ -98,12 +98,12 @@ def test_models_are_measured_as_they_were_trained_unless_it_is_said():
         for study in ("interface", "length")
         for arm in STUDIES[study].arms
     }
-    plain = Look("text", "current")
+    plain = Look("text", "current", guidance=1.0)
     assert looks["interface", "text"] == looks["length", "whole"] == plain
-    assert looks["interface", "text_base"] == Look("text", "base")
-    assert looks["interface", "answer_hidden"] == Look("answer_hidden", "current")
+    assert looks["interface", "text_base"] == Look("text", "base", guidance=1.0)
+    assert looks["interface", "answer_hidden"] == Look("answer_hidden", "current", guidance=1.0)
     assert looks["interface", "answer_hidden_in_words"] == plain
-    assert looks["length", "tokens_20"] == Look("text", "current", 20)
+    assert looks["length", "tokens_20"] == Look("text", "current", 20, 1.0)
 
 
 def test_other_folders_and_names_are_refused(tmp_path):

@@ -60,6 +60,8 @@ class Run:
         trained = {"interface": getattr(settings, "interface", "text")}
         if text := getattr(settings, "text", None):
             trained["conditioning"] = text.conditioning
+        if paint := getattr(settings, "paint", None):
+            trained["guidance"] = paint.guidance
         return from_plain(Look, {**trained, **otherwise}, self.config)
 
     def result(self, folder: Path) -> Path:
