@@ -42,7 +42,9 @@ for stage in $stages; do
     treated+=("$runs/$stage/$seed")
     control+=("$runs/control_$stage/$seed")
   done
+  how=()  # as the models say, which is with guidance, but for the stage that trains without
+  if [[ "$stage" == understanding_for_gen ]]; then how=(--guidance 1); fi
   echo "== $stage, beside its control and beside the embedded model =="
   "$bin/python" -m uae_jax.tiny.compare --treated "${treated[@]}" --control "${control[@]}" --control tiny \
-    --scenes "${SCENES:-512}" --output "$runs/$stage.json"
+    --scenes "${SCENES:-512}" ${how[@]+"${how[@]}"} --output "$runs/$stage.json"
 done
