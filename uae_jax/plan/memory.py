@@ -176,7 +176,7 @@ def _gen_for_understanding(run: Run) -> float:
 
 def _understanding_for_gen(run: Run) -> float:
     s = run.settings
-    return s.group * _decoder(run, run.told, run.branches if s.algorithm == "grpo" else 1)
+    return s.group * _decoder(run, run.told, run.branches if s.learn_negative else 1)
 
 
 def _caption_sft(run: Run) -> float:
