@@ -3,7 +3,8 @@
 A file beside this one is one question. `ARMS` names its answers to choose from, and how each is measured where that
 is not as it was trained, see `uae_jax.tiny.figures.Look`; the first is what the others are compared with, or what
 `AGAINST` says. `get_config("arm=NAME,seed=0,steps=120")` trains one: by default both reinforcement stages from the
-embedded model, of `steps` each. `uae bench ablate` runs them all and makes the table. All of them paint without
+embedded model, of `steps` each; where a question can be put to one of them, `stage=understanding` or
+`stage=generation` trains it alone. `uae bench ablate` runs them all and makes the table. All of them paint without
 guidance, in training and when they are measured: it takes half the work, and reinforcement of the decoder shows.
 """
 
@@ -20,15 +21,24 @@ STAGES = {
 LOOP = ("understanding", "generation")
 
 
-def read(arg, arms):
-    """Options of an ablation: arm, seed, steps."""
-    options = sizes.read(arg, {"tiny": "tiny"}, arm=next(iter(arms)), steps=120)
+def read(arg, arms, **more):
+    """Options of an ablation: arm, seed, steps, and more with their defaults."""
+    options = sizes.read(arg, {"tiny": "tiny"}, arm=next(iter(arms)), steps=120, **more)
     if options.arm not in arms:
         raise ValueError(f"arm is {options.arm!r}, wanted one of {', '.join(arms)}")
     return options
 
 
-def chain(options, names=LOOP, **settings) -> ConfigDict:
+def read_loop(arg, arms):
+    """Options of an ablation of the loop, or of one of its stages: those of `read`, and `names` of the stages."""
+    options = read(arg, arms, stage="")
+    if options.stage not in ("", *LOOP):
+        raise ValueError(f"stage is {options.stage!r}, wanted one of {', '.join(LOOP)}, or none for both")
+    options.names = (options.stage,) if options.stage else LOOP
+    return options
+
+
+def chain(options, names, **settings) -> ConfigDict:
     """Stages one after the other, with these settings changed in each."""
     config = sizes.chain(options, [(name, STAGES[name]) for name in names], options.steps)
     for name in names:

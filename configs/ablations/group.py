@@ -13,9 +13,9 @@ ARMS = {"8": {}, "2": {}, "4": {}, "16": {}}
 
 
 def get_config(arg=None):
-    options = common.read(arg, ARMS)
-    config, group = common.chain(options), int(options.arm)
-    for name in common.LOOP:
+    options = common.read_loop(arg, ARMS)
+    config, group = common.chain(options, options.names), int(options.arm)
+    for name in options.names:
         config[name].batch_size = config[name].batch_size * config[name].settings.group // group
         config[name].settings.group = group
     return config

@@ -21,5 +21,5 @@ CHANGES = {
 
 
 def get_config(arg=None):
-    options = common.read(arg, ARMS)
-    return common.chain(options, **CHANGES[options.arm])
+    options = common.read_loop(arg, ARMS)
+    return common.chain(options, options.names, **CHANGES[options.arm])

@@ -15,4 +15,5 @@ AGAINST = "untrained"  # measured in the same way
 
 
 def get_config(arg=None):
-    return common.chain(common.read(arg, ARMS))
+    options = common.read_loop(arg, ARMS)
+    return common.chain(options, options.names)

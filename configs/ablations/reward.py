@@ -14,6 +14,7 @@ ARMS = {"clip": {}, "longclip": {}, "dinov2": {}, "dinov3": {}, "clip_dinov2": {
 
 
 def get_config(arg=None):
-    options = common.read(arg, ARMS)
+    options = common.read_loop(arg, ARMS)
     rewarded = options.arm.split("_")
-    return common.chain(options, reward=tuple({"name": n, "weight": float(n in rewarded)} for n in UNIFIED))
+    reward = tuple({"name": name, "weight": float(name in rewarded)} for name in UNIFIED)
+    return common.chain(options, options.names, reward=reward)

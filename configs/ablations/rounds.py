@@ -16,6 +16,6 @@ COUNTS = {"two": 2, "four": 4}
 def get_config(arg=None):
     options = common.read(arg, ARMS)
     if options.arm == "one":
-        return common.chain(options)
+        return common.chain(options, common.LOOP)
     count = COUNTS[options.arm]
     return sizes.chain(options, alternate.rounds(count), max(options.steps // count, 1))

@@ -153,6 +153,12 @@ def _add_ablate(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--list", action="store_true", help="say which runs it takes, and about how long, and stop")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="(default: 0 1 2)")
     parser.add_argument("--steps", type=int, metavar="N", help="of each stage (default: what the files say, 120)")
+    parser.add_argument(
+        "--stage",
+        choices=("understanding", "generation"),
+        help="train this one of the reinforcement stages alone, where a question can be put to one: name such with "
+        "--only, as order and rounds compare several (default: both, one after the other)",
+    )
     parser.add_argument("--scenes", type=int, default=512, metavar="N", help="held-out scenes (default: 512)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress bars of training")

@@ -27,7 +27,7 @@ def test_all_arms_of_all_ablations_are_there_and_load():
     for study in STUDIES.values():
         assert study.question.endswith("?")
         for arm in study.arms:
-            run = study.run(arm, 1, 5)
+            run = study.run(arm, 1, steps=5)
             assert run.start == "tiny" and cost.seconds(run) > 0
             assert [experiment.settings.model for _, experiment in run.stages[1:]] == ["previous"] * (
                 len(run.stages) - 1
@@ -69,6 +69,25 @@ def test_groups_of_all_sizes_cost_the_same(arm):
     assert cost.seconds(run) == pytest.approx(cost.seconds(FIRST))
 
 
+@pytest.mark.parametrize("study", ["group", "interface", "length", "reward"])
+def test_one_stage_alone_is_trained_as_in_the_loop(study):
+    for arm in STUDIES[study].arms:
+        both = STUDIES[study].run(arm, 0).stages
+        for number, stage in enumerate(("understanding", "generation")):
+            ((name, experiment),) = STUDIES[study].run(arm, 0, stage=stage).stages
+            changed = configure.differences(both[number][1], experiment)
+            # The second stage of two starts from the first one's result, a stage alone from the embedded model.
+            assert name == stage and [line.split(": ")[0] for line in changed] == ["settings.model"] * number
+
+
+def test_orders_are_of_several_stages():
+    for study in ("order", "rounds"):
+        with pytest.raises(ValueError, match="'stage': unknown"):
+            STUDIES[study].run(next(iter(STUDIES[study].arms)), 0, stage="generation")
+    with pytest.raises(ValueError, match="wanted one of understanding, generation, or none"):
+        STUDIES["group"].run("2", 0, stage="pretrain")
+
+
 def test_the_order_of_stages_and_each_left_out():
     stages = {arm: [e.stage for _, e in STUDIES["order"].run(arm, 0).stages] for arm in STUDIES["order"].arms}
     whole = ["pretrain", "cold_start", "gen_for_understanding", "understanding_for_gen"]
@@ -79,7 +98,7 @@ def test_the_order_of_stages_and_each_left_out():
 
 def test_rounds_are_of_as_many_updates_in_all():
     for arm, count in (("one", 1), ("two", 2), ("four", 4)):
-        experiments = [experiment for _, experiment in STUDIES["rounds"].run(arm, 0, 40).stages]
+        experiments = [experiment for _, experiment in STUDIES["rounds"].run(arm, 0, steps=40).stages]
         assert [e.stage for e in experiments] == ["gen_for_understanding", "understanding_for_gen"] * count
         assert [e.steps for e in experiments] == [40 // count] * 2 * count
 
@@ -87,7 +106,7 @@ def test_rounds_are_of_as_many_updates_in_all():
 def test_what_is_trained_alike_is_trained_once():
     same = [("interface", "text"), ("reward", "clip"), ("group", "8"), ("rounds", "one"), ("length", "tokens_20")]
     assert {STUDIES[study].run(arm, 0).name for study, arm in same} == {FIRST.name}
-    others = [STUDIES["interface"].run("text", 1), STUDIES["interface"].run("text", 0, 7)]
+    others = [STUDIES["interface"].run("text", 1), STUDIES["interface"].run("text", 0, steps=7)]
     others += [STUDIES[study].run(arm, 0) for study, arm in (("reward", "dinov2"), ("rounds", "two"))]
     assert len({FIRST.name, *(run.name for run in others)}) == 5  # another seed, other steps, another reward or order
 

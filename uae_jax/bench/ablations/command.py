@@ -33,7 +33,7 @@ def ablate(args: argparse.Namespace) -> int:
     if args.scenes < 1 or len(set(args.seeds)) < len(args.seeds):
         raise ValueError(f"--scenes is {args.scenes}, --seeds {args.seeds}; wanted at least 1, and each seed once")
     wanted = studies.read(Path(args.configs).expanduser(), args.only or ())
-    runs = {study.name: _runs(study, args.seeds, args.steps) for study in wanted}
+    runs = {study.name: _runs(study, args.seeds, steps=args.steps, stage=args.stage) for study in wanted}
     each = {run.name: run for arms in runs.values() for seeds in arms.values() for run in seeds}
     if args.list:
         print(listing(runs, each, workdir))
@@ -93,8 +93,8 @@ class Measuring:
             return dict(stored)
 
 
-def _runs(study: Study, seeds: Sequence[int], steps: int | None) -> dict[str, list[Run]]:
-    return {arm: [study.run(arm, seed, steps) for seed in seeds] for arm in study.arms}
+def _runs(study: Study, seeds: Sequence[int], **options: Any) -> dict[str, list[Run]]:
+    return {arm: [study.run(arm, seed, **options) for seed in seeds] for arm in study.arms}
 
 
 def _study(study: Study, runs: Mapping[str, Sequence[Run]], seeds: Sequence[int], measuring: Measuring) -> dict:

@@ -87,9 +87,9 @@ class Study:
     arms: dict[str, dict[str, Any]]
     against: str
 
-    def run(self, arm: str, seed: int, steps: int | None = None) -> Run:
-        """What an arm's training is, of so many steps of each stage, or as many as the file says."""
-        more = "" if steps is None else f",steps={steps}"
+    def run(self, arm: str, seed: int, **options: Any) -> Run:
+        """What an arm's training is; `options` of the file's config, None for those that stay as the file says."""
+        more = "".join(f",{name}={value}" for name, value in options.items() if value is not None)
         config = f"{self.file}:arm={arm},seed={seed}{more}"
         return Run(config, tuple(configure.load_config(config)))
 
