@@ -1,10 +1,10 @@
 """The stages of the loop give the same on one device and on eight, given one and the same rollout.
 
 Rollouts themselves are draws: a last bit that differs becomes another token sooner or later, so they are recorded.
-What is to agree is small beside what it is made of: losses of a policy that has not moved are sums that nearly cancel,
-and gradients cross a sampler. So some of it has fewer digits than float32 stores. How many is measured, by moving every
-weight by one unit in its last place; and splitting, which orders sums anew in every layer, may change no more than a
-few times that.
+What is to agree is small beside what it is made of: losses of a policy that has not moved, of samples too, are means
+of advantages times ratios that nearly cancel, so they are compared in units of the advantages. Gradients cross a
+sampler, so they have fewer digits than float32 stores. How many is measured, by moving every weight by one unit in its
+last place; and splitting, which orders sums anew in every layer, may change no more than a few times that.
 """
 
 import jax
@@ -73,25 +73,29 @@ def recorded(request):
     params, batch = jax.tree.map(np.asarray, (params, batch))
     alone = meshes.gradients(make(name), mesh, batch, start=(params, {}))
     nudged = meshes.gradients(make(name), mesh, batch, start=(params, {}), nudge=True)
-    return name, params, batch, alone, differences(nudged, alone)
+    return name, params, batch, alone, differences(nudged, alone, batch)
 
 
-def differences(got, wanted):
-    """Of losses of samples and gradient; and of the loss, in units of the losses that nearly cancel in it."""
+def differences(got, wanted, batch):
+    """Of the loss and of samples' losses, in units of what they are means of; and of the gradient, of its size."""
     (loss, aux, grads), (other, wanted_aux, wanted_grads) = got, wanted
-    size = np.sqrt(np.mean(np.square(wanted_aux.per_example, dtype=np.float64)))
+    terms = rms(batch["advantage"]) if "advantage" in batch else rms(wanted_aux.per_example)
     return {
-        "loss": abs(float(loss) - float(other)) / size,
-        "per_example": meshes.relative(aux.per_example, wanted_aux.per_example),
+        "loss": abs(float(loss) - float(other)) / terms,
+        "per_example": rms(np.subtract(aux.per_example, wanted_aux.per_example, dtype=np.float64)) / terms,
         "gradient": meshes.relative(grads, wanted_grads),
     }
+
+
+def rms(values):
+    return float(np.sqrt(np.mean(np.square(values, dtype=np.float64))))
 
 
 @pytest.mark.parametrize("axes", meshes.MESHES, ids=str)
 def test_meshes_agree(recorded, axes):
     name, params, batch, alone, rounding = recorded
     split = meshes.gradients(make(name), meshes.make_mesh(**axes), batch, start=(params, {}))
-    found = differences(split, alone)
+    found = differences(split, alone, batch)
     assert max(rounding.values()) < 1e-3  # a fault would be seen beside it
     # One number's rounding may be next to nothing by chance; a mean's is no larger than that of what it is a mean of.
     least = rounding | {"loss": rounding["per_example"]}
