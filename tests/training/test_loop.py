@@ -108,6 +108,23 @@ def test_stopped_and_resumed_is_as_never_stopped(tmp_path, monkeypatch, kind):
     assert len(steps) == len(set(steps))
 
 
+def test_told_to_stop_while_a_result_is_written_no_other_stage_begins(tmp_path, monkeypatch):
+    save = toy.Toy.save
+
+    def told(*arguments):
+        save(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stages = [("first", experiment(steps=3)), ("second", experiment(steps=3))]
+    with monkeypatch.context() as patch:
+        patch.setattr(toy.Toy, "save", told)
+        with pytest.raises(loop.Stopped, match="first: told to stop, and done"):
+            loop.train_stages(stages, tmp_path)
+    assert (tmp_path / "1_first/model/toy.json").is_file() and not (tmp_path / "2_second").exists()
+    loop.train_stages(stages, tmp_path)
+    assert (tmp_path / "2_second/model/toy.json").is_file()
+
+
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     loop.train(experiment(), tmp_path)
     before = (tmp_path / "model/toy.json").stat().st_mtime_ns

@@ -266,6 +266,8 @@ class Run:
         self.stage.save(params, self.state.stage, self.frozen, result)
         processes.from_main(None)  # what comes next may read it
         self.progress.note(f"{self.name}: {result}")
+        if self.preemption.requested:  # since the last step; whatever comes after this stage would not know of it
+            raise Stopped(f"{self.name}: told to stop, and done; the same command goes on from there")
         return result
 
     def _steps(self, start: int) -> None:
