@@ -2,12 +2,14 @@
 
 The background is the named one that most pixels agree with; what differs from it falls into connected parts; each part
 is explained by every shape and fill in turn, rendered where the part lies, and the best explanation says what it is.
+Stripes and dots may begin anywhere: whoever paints them need not begin where scenes do.
 The colour is fitted, so that a painter's tint costs nothing; it is named after the nearest of the palette.
 """
 
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -15,7 +17,6 @@ from scipy import ndimage
 from uae_jax.data.scenes import shapes
 from uae_jax.data.scenes.graph import (
     BACKGROUNDS,
-    FILLS,
     RADII_PX,
     SHAPES,
     SIDE_PX,
@@ -24,7 +25,17 @@ from uae_jax.data.scenes.graph import (
     SceneObject,
     border_px,
 )
-from uae_jax.data.scenes.render import COLOUR_RGB, accent_tone, background_pixels, layers, tone
+from uae_jax.data.scenes.render import (
+    CENTRED,
+    COLOUR_RGB,
+    Lattice,
+    accent_tone,
+    background_pixels,
+    offsets,
+    outline,
+    pattern,
+    tone,
+)
 
 # Distances between colours are Euclidean over RGB in [0, 255]. No object or second tone comes nearer to its background
 # than 90, so that the limits leave room for noise (below) and for faint painting (above).
@@ -35,6 +46,15 @@ _MARGIN = 2  # pixels round a part that its explanation must get right, too
 _TRIED = 4  # explanations that are moved and scaled to fit; the best alone where it is clear:
 _CLEAR = 2.0  # its error is smaller than all others by more than this factor
 _STEPS = (0.6, 0.6, 0.3, 0.15)  # pixels by which an explanation is moved to fit
+_GOOD = 150.0  # squared error per pixel; below it nothing better is looked for than the lattice of scenes
+_Look = tuple[str, Lattice]  # a fill, and where its stripes or dots lie
+_OUTLINED: list[_Look] = [("outlined", CENTRED)]
+_CENTRED: list[_Look] = [(fill, CENTRED) for fill in ("solid", "striped", "dotted")]
+_SHIFTS = [("striped", (0.0, down / 6)) for down in range(6)] + [
+    ("dotted", (right / 4, down / 4)) for right in range(4) for down in range(4)
+]
+_SHIFTED: list[_Look] = [(fill, (*shift, 1.0)) for fill, shift in _SHIFTS if any(shift)]
+_STRETCHED: list[_Look] = [(fill, (*shift, stretch)) for fill, shift in _SHIFTS for stretch in (0.85, 1.15)]
 _SIZE_LIMITS = tuple((RADII_PX[a][1] + RADII_PX[b][0]) / 2 for a, b in itertools.pairwise(SIZES))
 
 
@@ -136,20 +156,36 @@ def _parts(pixels: np.ndarray, ground: np.ndarray, second: np.ndarray) -> list[_
 
 def _explain(part: _Part) -> SceneObject:
     """The object that, rendered, comes nearest to a part; rendered sharp and soft, whichever is nearer."""
-    poses = _poses(part)
-    candidates = [(shape, fill, poses[shape, fill == "outlined"]) for shape in SHAPES for fill in FILLS]
-    masks = [_masks(part, *candidate) for candidate in candidates]
-    cover, main = (np.stack(side) for side in zip(*masks, strict=True))
-    sharp, soft = _misfit(part, cover, main)[0], _misfit(part, _soften(cover), _soften(main))[0]
-    softened = bool(soft.min() < sharp.min())
-    errors = soft if softened else sharp
-    order = errors.argsort()[:_TRIED]
-    chosen = [(float(errors[i]), *candidates[i]) for i in order if errors[i] <= _CLEAR * errors[order[0]]]
-    _, shape, fill, pose = min(_refine(part, *candidate, softened) for candidate in chosen)
-    colour = _nearest_colour(_try(part, shape, fill, pose, softened)[1])
+    found, softened = _candidates(part)
+    best = {candidate[1:3]: candidate for candidate in sorted(found, reverse=True)}  # of each shape and fill
+    order = sorted(best.values())[:_TRIED]
+    chosen = [candidate for candidate in order if candidate[0] <= _CLEAR * order[0][0]]
+    error, shape, fill, lattice, pose = min(_refine(part, *candidate, softened) for candidate in chosen)
+    looks = [(fill, lattice)]
+    if error > _GOOD and fill != "outlined":
+        looks += _CENTRED + _SHIFTED + _STRETCHED
+    errors, colours = _try(part, shape, looks, pose, softened)
+    fill, colour = looks[errors.argmin()][0], _nearest_colour(colours[errors.argmin()])
     x, y, radius = (float(value) / part.size for value in pose)
     size = SIZES[sum(radius * SIDE_PX > limit for limit in _SIZE_LIMITS)]
     return SceneObject(shape, colour, size, fill, x, y, radius)
+
+
+def _candidates(part: _Part) -> tuple[list[tuple], bool]:
+    """[(error, shape, fill, lattice, pose)], and whether soft ones come nearer than sharp ones."""
+    poses = _poses(part)
+    groups = [(shape, looks, poses[shape, looks is _OUTLINED]) for shape in SHAPES for looks in (_CENTRED, _OUTLINED)]
+    masks = [_masks(part, shape, pose, looks) for shape, looks, pose in groups]
+    sharp = np.concatenate([_misfit(part, *each)[0] for each in masks])
+    soft = np.concatenate([_misfit(part, *map(_soften, each))[0] for each in masks])
+    softened = bool(soft.min() < sharp.min())
+    errors = (soft if softened else sharp).tolist()
+    if min(errors) > _GOOD:
+        for shape in SHAPES:
+            groups.append((shape, _SHIFTED, poses[shape, False]))
+            errors += _try(part, shape, _SHIFTED, poses[shape, False], softened)[0].tolist()
+    tried = [(shape, *look, pose) for shape, looks, pose in groups for look in looks]
+    return [(error, *candidate) for error, candidate in zip(errors, tried, strict=True)], softened
 
 
 def _poses(part: _Part) -> dict[tuple[str, bool], tuple[float, float, float]]:
@@ -195,22 +231,35 @@ def _geometry(shape: str, outlined: bool) -> tuple[np.ndarray, np.ndarray, tuple
     )
 
 
-def _masks(part: _Part, shape: str, fill: str, pose: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """(cover, cover by the main colour) of an object in the window, f32[H, W]."""
-    x, y, radius = (value / part.size for value in pose)
-    cover, accent = layers(shape, fill, x, y, radius, part.rows, part.columns, part.size)
-    return cover, cover if accent is None else cover * (1 - accent)
+def _masks(
+    part: _Part, shape: str, pose: tuple[float, float, float], looks: Sequence[_Look]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of an object in the window, f32[1, H, W] cover, the same for all these looks, and f32[K, H, W] by main colour."""
+    x, y, radius = pose
+    across, down = offsets(x / part.size, y / part.size, part.rows, part.columns, part.size)
+    distance = outline(shape, across, down, radius)
+    mains = []
+    for fill, lattice in looks:
+        cover, accent = pattern(fill, distance, across, down, radius, part.size / SIDE_PX, lattice)
+        mains.append(cover if accent is None else cover * (1 - accent))
+    return cover[None], np.stack(mains)
 
 
 def _soften(masks: np.ndarray) -> np.ndarray:
-    """Spreads [..., H, W] by (1, 2, 1) / 4 along both axes."""
-    padded = np.pad(masks, [(0, 0)] * (masks.ndim - 2) + [(1, 1), (1, 1)], mode="edge")
-    wide = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
-    return (wide[..., :-2, :] + 2 * wide[..., 1:-1, :] + wide[..., 2:, :]) / 16
+    """Spreads [K, H, W] by (1, 2, 1) / 4 along both axes; beyond the edge it goes on as at the edge."""
+    for axis in (1, 2):
+        masks = np.moveaxis(masks, axis, 0)
+        wide = 2 * masks
+        wide[1:] += masks[:-1]
+        wide[:-1] += masks[1:]
+        wide[0] += masks[0]
+        wide[-1] += masks[-1]
+        masks = np.moveaxis(wide, 0, axis)
+    return masks / 16
 
 
 def _misfit(part: _Part, cover: np.ndarray, main: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(squared error per pixel f64[K], fitted colours f64[K, 3]) of explanations [K, H, W].
+    """(squared error per pixel f64[K], fitted colours f64[K, 3]) of explanations, cover [1, H, W], main [K, H, W].
 
     With cover c, main cover m and colour u, the error at a pixel is |excess + c contrast + m second - m u|²; the sums
     are multiplied out, so that only products of masks with fixed vectors are left.
@@ -225,24 +274,23 @@ def _misfit(part: _Part, cover: np.ndarray, main: np.ndarray) -> tuple[np.ndarra
     return errors / part.weight.sum(), colours
 
 
-def _try(part: _Part, shape: str, fill: str, pose: tuple, softened: bool) -> tuple[float, np.ndarray]:
-    """`_misfit` of a single explanation."""
-    masks = np.stack(_masks(part, shape, fill, pose))[:, None]
-    errors, colours = _misfit(part, *(_soften(masks) if softened else masks))
-    return float(errors[0]), colours[0]
+def _try(part: _Part, shape: str, looks: Sequence[_Look], pose: tuple, softened: bool) -> tuple[np.ndarray, np.ndarray]:
+    """`_misfit` of a shape with each look."""
+    masks = _masks(part, shape, pose, looks)
+    return _misfit(part, *(map(_soften, masks) if softened else masks))
 
 
-def _refine(part: _Part, error: float, shape: str, fill: str, pose: tuple, softened: bool) -> tuple:
+def _refine(part: _Part, error: float, shape: str, fill: str, lattice: Lattice, pose: tuple, softened: bool) -> tuple:
     """Moves and scales an explanation to where it fits best."""
     for step in _STEPS:
         for axis in range(3):
             for moved in (-step, step):
                 candidate = tuple(value + moved * (i == axis) for i, value in enumerate(pose))
-                tried = _try(part, shape, fill, candidate, softened)[0]
+                tried = float(_try(part, shape, [(fill, lattice)], candidate, softened)[0][0])
                 if tried < error:
                     error, pose = tried, candidate
                     break
-    return error, shape, fill, pose
+    return error, shape, fill, lattice, pose
 
 
 def _nearest_colour(rgb: np.ndarray) -> str:

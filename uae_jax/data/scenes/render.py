@@ -33,6 +33,9 @@ BACKGROUND_RGB = {
 }
 DARK_BACKGROUNDS = ("black", "navy")
 DARK_RGB, WHITE_RGB = (35, 35, 40), (245, 245, 245)
+# Where stripes and dots lie: shifted to the right and down, in periods, and how far apart, as a multiple of usual.
+Lattice = tuple[float, float, float]
+CENTRED: Lattice = (0.0, 0.0, 1.0)
 
 
 def render(scene: Scene, size: int = SIDE_PX) -> np.ndarray:
@@ -91,7 +94,14 @@ def box(item: SceneObject, size: int) -> tuple[slice, slice]:
 
 
 def layers(
-    shape: str, fill: str, x: float, y: float, radius: float, rows: slice, columns: slice, size: int = SIDE_PX
+    shape: str,
+    fill: str,
+    x: float,
+    y: float,
+    radius: float,
+    rows: slice,
+    columns: slice,
+    size: int = SIDE_PX,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """How an object covers the pixels of a window.
 
@@ -104,30 +114,48 @@ def layers(
     Returns:
       (cover, accent): f32[H, W] in [0, 1], and a share of the same kind that broadcasts to it, or None where solid.
     """
+    across, down = offsets(x, y, rows, columns, size)
+    distance = outline(shape, across, down, radius * size)
+    return pattern(fill, distance, across, down, radius * size, size / SIDE_PX)
+
+
+def offsets(x: float, y: float, rows: slice, columns: slice, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(f32[W], f32[H]) to the right of and below a centre, in pixels."""
     across = np.arange(columns.start, columns.stop, dtype=np.float32) + np.float32(0.5 - x * size)
-    down = np.arange(rows.start, rows.stop, dtype=np.float32) + np.float32(0.5 - y * size)
-    radius_px = radius * size
-    distance = shapes.sample(shape, across / np.float32(radius_px), down / np.float32(radius_px)) * np.float32(
-        radius_px
-    )
-    return pattern(fill, distance, across, down, radius_px, size / SIDE_PX)
+    return across, np.arange(rows.start, rows.stop, dtype=np.float32) + np.float32(0.5 - y * size)
+
+
+def outline(shape: str, across: np.ndarray, down: np.ndarray, radius_px: float) -> np.ndarray:
+    """Signed distance f32[H, W] from a shape's outline at these offsets, in pixels."""
+    radius_px = np.float32(radius_px)
+    return shapes.sample(shape, across / radius_px, down / radius_px) * radius_px
 
 
 def pattern(
-    fill: str, distance: np.ndarray, across: np.ndarray, down: np.ndarray, radius_px: float, scale: float
+    fill: str,
+    distance: np.ndarray,
+    across: np.ndarray,
+    down: np.ndarray,
+    radius_px: float,
+    scale: float,
+    lattice: Lattice = CENTRED,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """`layers` from the signed distance f32[H, W] and the offsets f32[W], f32[H] from the centre, in pixels."""
+    """`layers` from the signed distance f32[H, W] and the offsets f32[W], f32[H] from the centre, in pixels.
+
+    Stripes and dots lie on a lattice, if not on that of scenes.
+    """
     if fill == "outlined":
         border = border_px(radius_px / scale) * scale
         return _inside(distance - np.float32(border)), _inside(-distance)
     cover = _inside(distance)
     if fill == "solid":
         return cover, None
-    period = np.float32(3.0 * scale + 0.36 * radius_px)
-    from_row = _to_lattice(down, period)[:, None]
+    right, below, stretch = map(np.float32, lattice)
+    period = np.float32(3.0 * scale + 0.36 * radius_px) * stretch
+    from_row = _to_lattice(down - below * period, period)[:, None]
     if fill == "striped":
         return cover, _inside(from_row - np.float32(0.22) * period)
-    from_column = _to_lattice(across, period)
+    from_column = _to_lattice(across - right * period, period)
     return cover, _inside(np.sqrt(from_row**2 + from_column**2) - np.float32(0.3) * period)
 
 
