@@ -58,18 +58,18 @@ def painted(model):
 @pytest.mark.slow
 def test_it_paints_one_object_in_its_place_and_colours(painted):
     for name in ("colour", "position", "background"):
-        assert painted[name] >= 0.85, name  # 0.94 and more on many scenes, less three standard errors
+        assert painted[name] >= 0.94, name  # 0.99 and more on many scenes, less three standard errors
 
 
 @pytest.mark.slow
 def test_it_paints_shapes(painted):
-    assert painted["shape"] >= 0.85  # 0.95 of many, less three standard errors; one in eight would be chance
+    assert painted["shape"] >= 0.93  # 0.98 of many, less three standard errors; one in eight would be chance
 
 
 @pytest.mark.slow
 def test_it_paints_one_object_as_told(painted):
-    # 0.9 is wanted of many, so 0.79 of so few, less three standard errors.
-    assert painted["accuracy"] >= 0.79
+    # 0.91 of many, so 0.80 of so few, less three standard errors.
+    assert painted["accuracy"] >= 0.8
 
 
 @pytest.mark.slow

@@ -17,8 +17,8 @@ the synthetic scene world of `uae_jax.data.scenes` and on nothing else. It stand
 these would be too large: in tests, demonstrations and experiments on a laptop. It knows 64x64 pictures of one to six
 coloured shapes, and the words that describe them; photographs are foreign to it.
 
-The encoder is a competent but terse captioner, as the model that it stands for is. The decoder puts one object where a
-caption says, in its shape, colour and size, on its background; fills it gets right four times in five. Of several
+The encoder is a competent but terse captioner, as the model that it stands for is. The decoder paints one object as a
+caption says, in every point nine times in ten; else it paints a second one, or stripes for dots, most often. Of several
 objects some go missing, most of all where a short caption says little of them. The scorers have never seen the encoder
 or the decoder.
 
