@@ -18,7 +18,7 @@ these would be too large: in tests, demonstrations and experiments on a laptop. 
 coloured shapes, and the words that describe them; photographs are foreign to it.
 
 The encoder is a competent but terse captioner, as the model that it stands for is. The decoder paints one object as a
-caption says, in every point nine times in ten; else it paints a second one, or stripes for dots, most often. Of several
+caption says, in every point nine times in ten; where it does not, there is a second one as often as not. Of several
 objects some go missing, most of all where a short caption says little of them. The scorers have never seen the encoder
 or the decoder.
 

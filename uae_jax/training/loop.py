@@ -128,7 +128,10 @@ def train(
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         run = stack.enter_context(Run(experiment, stage, mesh, workdir, name or experiment.stage, quiet))
-        return run.to_the_end()
+        result = run.to_the_end()
+        if run.preemption.requested:  # after its last step; whatever comes next has handlers of its own
+            raise Stopped(f"{run.name}: told to stop, and done; the same command goes on from there")
+        return result
 
 
 def check_batch(experiment: Experiment, mesh: Mesh, updates: int = 1) -> None:
@@ -266,8 +269,6 @@ class Run:
         self.stage.save(params, self.state.stage, self.frozen, result)
         processes.from_main(None)  # what comes next may read it
         self.progress.note(f"{self.name}: {result}")
-        if self.preemption.requested:  # since the last step; whatever comes after this stage would not know of it
-            raise Stopped(f"{self.name}: told to stop, and done; the same command goes on from there")
         return result
 
     def _steps(self, start: int) -> None:

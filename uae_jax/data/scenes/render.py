@@ -94,14 +94,7 @@ def box(item: SceneObject, size: int) -> tuple[slice, slice]:
 
 
 def layers(
-    shape: str,
-    fill: str,
-    x: float,
-    y: float,
-    radius: float,
-    rows: slice,
-    columns: slice,
-    size: int = SIDE_PX,
+    shape: str, fill: str, x: float, y: float, radius: float, rows: slice, columns: slice, size: int = SIDE_PX
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """How an object covers the pixels of a window.
 
@@ -142,7 +135,7 @@ def pattern(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """`layers` from the signed distance f32[H, W] and the offsets f32[W], f32[H] from the centre, in pixels.
 
-    Stripes and dots lie on a lattice, if not on that of scenes.
+    Scenes have their stripes and dots on `CENTRED`; another `lattice` is for what others painted.
     """
     if fill == "outlined":
         border = border_px(radius_px / scale) * scale
