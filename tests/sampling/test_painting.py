@@ -152,16 +152,16 @@ def test_guidance_leads_away_from_the_negative_row_by_row():
     told, away = (Conditioning(jnp.asarray(x, jnp.float32), jnp.array([3, 3])) for x in (context, 10 * context))
     x, level = jnp.array([5.0, 7.0]), jnp.array([0.5, 0.25])
 
-    def denoise(context, lengths, x, level):
-        return context[:, 0] * x * level
+    def denoise(context, lengths, scale, x, level):
+        return scale * context[:, 0] * x * level
 
     for guidance, wanted in ((0.0, 10.0), (1.0, 1.0), (3.0, -17.0)):  # 10 + guidance (1 - 10)
-        got = painting.under_guidance(told, away, guidance)(denoise, x, level)
+        got = painting.under_guidance(told, away, guidance)(denoise, 1.0, x, level)
         np.testing.assert_allclose(got, wanted * np.array([1 * 5 * 0.5, 2 * 7 * 0.25]))
-    np.testing.assert_allclose(painting.under_guidance(told)(denoise, x, level), [2.5, 3.5])
+    np.testing.assert_allclose(painting.under_guidance(told)(denoise, 1.0, x, level), [2.5, 3.5])
     for learn, wanted in ((True, -17.0), (False, 3.0)):  # 3 of the positive branch, less 20 of the negative
         guided = painting.under_guidance(told, away, 3.0, learn)
-        slope = jax.grad(lambda scale, guided=guided: guided(denoise, scale * x, level)[0])(1.0)
+        slope = jax.grad(lambda scale, guided=guided: guided(denoise, scale, x, level)[0])(1.0)
         np.testing.assert_allclose(slope, wanted * 2.5)
 
 

@@ -15,7 +15,8 @@ from tests.stages import meshes, running
 from uae_jax import plain
 from uae_jax.data.records import Sample
 from uae_jax.data.scenes import render, sample_scene
-from uae_jax.stages import registry, widths
+from uae_jax.sampling import widths
+from uae_jax.stages import registry
 from uae_jax.stages.flow_grpo_settings import preset
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from uae_jax.defaults import Defaults
 from uae_jax.rewards.reconstruction import RewardPart
 from uae_jax.rl.advantages import AdvantageConfig
 from uae_jax.rl.surrogate import ClipConfig
-from uae_jax.stages import widths
+from uae_jax.sampling import widths
 from uae_jax.stages.flow_grpo_settings import UnderstandingForGenSettings, preset
 from uae_jax.stages.gen_for_understanding import GenForUnderstanding, GenForUnderstandingSettings
 from uae_jax.stages.loop_stage import PaintSettings

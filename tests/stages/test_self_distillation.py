@@ -246,16 +246,31 @@ def test_the_teacher_is_saved_as_transformers_has_it(run, tmp_path):
     np.testing.assert_allclose(got, wanted, atol=3e-5 * np.abs(wanted).max())
 
 
+@pytest.fixture(scope="module")
+def alone():
+    """A batch, what one device makes of it, and how much of its gradient is rounding.
+
+    What a new head puts out is next to nothing before it is scaled to unit length, and the bias there has nearly all of
+    the gradient's size: a sum that has fewer digits than float32 stores. How many is measured, as for the loop's
+    stages, by moving every weight by one unit in its last place.
+    """
+    batch = {"images": np.stack([sample.image for sample in samples()])}
+    got, nudged = (
+        meshes.gradients(SelfDistillation(settings(), seed=1), meshes.one_device(), batch, nudge=nudge)
+        for nudge in (False, True)
+    )
+    return batch, got, meshes.relative(nudged[2], got[2])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("axes", meshes.MESHES, ids=str)
-def test_meshes_agree(axes):
-    batch = {"images": np.stack([sample.image for sample in samples()])}
-    stages = [SelfDistillation(settings(), seed=1) for _ in range(2)]
-    loss, aux, gradient = meshes.gradients(stages[0], meshes.one_device(), batch)
-    got_loss, got_aux, got = meshes.gradients(stages[1], meshes.make_mesh(**axes), batch)
+def test_meshes_agree(alone, axes):
+    batch, (loss, aux, gradient), rounding = alone
+    got_loss, got_aux, got = meshes.gradients(SelfDistillation(settings(), seed=1), meshes.make_mesh(**axes), batch)
     assert meshes.relative(got_loss, loss) < 1e-6
     assert meshes.relative(got_aux.state["centre"], aux.state["centre"]) < 1e-6
-    assert meshes.relative(got, gradient) < 1e-6
+    assert rounding < 1e-5  # a fault would be seen beside it
+    assert meshes.relative(got, gradient) < max(1e-6, 3 * rounding)
 
 
 @pytest.mark.parametrize(

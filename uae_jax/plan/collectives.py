@@ -42,7 +42,7 @@ class Collective:
 def collectives(hlo: str) -> list[Collective]:
     """Counts the collectives of an optimised program, in the order of `KINDS`.
 
-    Of a choice's branches only the last counts: texts at their full width, see `uae_jax.stages.widths`.
+    Of a choice's branches only the last counts: texts at their full width, see `uae_jax.sampling.widths`.
     """
     bodies = _computations(hlo)
     branches = [re.findall(r"[\w.-]+", each) for each in re.findall(r"branch_computations=\{(.*?)\}", hlo)]

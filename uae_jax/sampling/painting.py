@@ -3,7 +3,7 @@
 Letters: B images, H/W image height and width, h/w latent height and width, Z latent channels, N steps, E conditioning.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,14 +16,17 @@ from uae_jax.parallel.sharding import constrain
 from uae_jax.sampling import flow
 from uae_jax.sampling.conditioning import Conditioning
 from uae_jax.sampling.flow import Schedule
+from uae_jax.sampling.widths import at_width
 
 Array = jax.Array
+Tree = Any
 Variables = dict[str, Any]
 
 TILE = 1024  # pixels; larger images are decoded in overlapping tiles of this side
 OVERLAP = 0.25  # of a tile that neighbours share
-NEGATIVE = "negative velocity"  # its name for `keep_negative`, where it does not learn
-keep_negative = jax.checkpoint_policies.save_only_these_names(NEGATIVE)  # of rematerialisation: all else is made again
+_VELOCITY = "velocity"  # its name for `keep_velocities`
+# Of rematerialisation: all else is made again.
+keep_velocities = jax.checkpoint_policies.save_only_these_names(_VELOCITY)
 
 
 def modulations(decoder: SD3Transformer, variables: Variables, schedule: Schedule, pooled: Array) -> Modulation:
@@ -62,6 +65,7 @@ def under_guidance(
     negative: Conditioning | None = None,
     guidance: Array | float = 1.0,
     learn_negative: bool = True,
+    cut: bool = False,
 ) -> Callable[..., Array]:
     """Makes what evaluates a velocity under classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598).
 
@@ -72,23 +76,31 @@ def under_guidance(
       negative: B rows, or None for no guidance.
       guidance: f32[].
       learn_negative: whether a gradient flows through the negative branch.
+      cut: evaluate at the width that holds the longest text, see `at_width`.
 
     Returns:
-      (denoise, *rows [B, ...]) -> f32[B, h, w, Z], where denoise(context, lengths, *rows) is the decoder's velocity.
+      (denoise, shared, *rows [B, ...]) -> f32[B, h, w, Z], where denoise(context, lengths, shared, *rows) is the
+      decoder's velocity; all that a gradient is to flow to must be in `shared` or among the rows.
     """
-    if negative is None:
-        return lambda denoise, *rows: denoise(positive.context, positive.lengths, *rows).astype(jnp.float32)
-    context = _interleave(negative.context, positive.context)
-    lengths = _interleave(negative.lengths, positive.lengths)
 
-    def velocity(denoise: Callable[..., Array], *rows: Array) -> Array:
+    def evaluate(denoise: Callable[..., Array], told: Conditioning, shared: Tree, rows: Sequence[Array]) -> Array:
+        if cut:
+            v = at_width(denoise, told.context, told.lengths, told.lengths, shared, *rows)
+        else:
+            v = denoise(told.context, told.lengths, shared, *rows)
+        return checkpoint_name(v.astype(jnp.float32), _VELOCITY)
+
+    if negative is None:
+        return lambda denoise, shared, *rows: evaluate(denoise, positive, shared, rows)
+    both = jax.tree.map(_interleave, negative, positive)
+
+    def velocity(denoise: Callable[..., Array], shared: Tree, *rows: Array) -> Array:
         if learn_negative:
-            v = denoise(context, lengths, *(_interleave(x, x) for x in rows)).astype(jnp.float32)
+            v = evaluate(denoise, both, shared, [_interleave(x, x) for x in rows])
             away, towards = jnp.moveaxis(v.reshape(-1, 2, *v.shape[1:]), 1, 0)
         else:  # apart, lest the way back go through both
-            away = denoise(negative.context, negative.lengths, *rows).astype(jnp.float32)
-            away = checkpoint_name(jax.lax.stop_gradient(away), NEGATIVE)
-            towards = denoise(positive.context, positive.lengths, *rows).astype(jnp.float32)
+            away = evaluate(denoise, *jax.lax.stop_gradient((negative, shared, rows)))
+            towards = evaluate(denoise, positive, shared, rows)
         return away + guidance * (towards - away)
 
     return velocity
@@ -103,6 +115,7 @@ def guided_velocity(
     negative: Conditioning | None = None,
     guidance: Array | float = 1.0,
     learn_negative: bool = True,
+    cut: bool = False,
 ) -> Callable[[Array, Array], Array]:
     """Makes the velocity function of a rollout.
 
@@ -111,21 +124,19 @@ def guided_velocity(
       variables: {"params": ..., and maybe "lora": ...}.
       schedule: the steps.
       pooled: f[V], constant.
-      positive, negative, guidance, learn_negative: see `under_guidance`.
+      positive, negative, guidance, learn_negative, cut: see `under_guidance`.
 
     Returns:
       (x f32[B, h, w, Z], step i32[]) -> f32[B, h, w, Z].
     """
     table = modulations(decoder, variables, schedule, pooled)
-    guided = under_guidance(positive, negative, guidance, learn_negative)
+    guided = under_guidance(positive, negative, guidance, learn_negative, cut)
 
-    def velocity(x: Array, step: Array) -> Array:
-        def denoise(context: Array, lengths: Array, x: Array) -> Array:
-            return decoder.apply(variables, x, context, at_step(table, step), lengths, method="denoise")
+    def denoise(context: Array, lengths: Array, shared: tuple[Variables, Modulation], x: Array) -> Array:
+        weights, modulation = shared
+        return decoder.apply(weights, x, context, modulation, lengths, method="denoise")
 
-        return guided(denoise, x)
-
-    return velocity
+    return lambda x, step: guided(denoise, (variables, at_step(table, step)), x)
 
 
 def _interleave(first: Array, second: Array) -> Array:

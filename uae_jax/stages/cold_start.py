@@ -22,7 +22,6 @@ from uae_jax.sampling.text import Generation
 from uae_jax.stages.base import Aux
 from uae_jax.stages.loop_stage import LANGUAGE_LORA, LORA, Interface, LoopSettings, LoopStage, named
 from uae_jax.stages.towers import TowerConfig
-from uae_jax.stages.widths import at_width
 
 Array = jax.Array
 Tree = Any
@@ -87,7 +86,7 @@ class ColdStart(LoopStage):
         written = Generation(batch["written"], batch["lengths"], zeros, batch["stopped"])
         hidden, lengths = self.tell(params, frozen, prompts, written)
         noise = self.noise(key, batch)
-        painted = at_width(lambda told: self._painted(params, frozen, told, lengths, noise), hidden, lengths)
+        painted = self._painted(params, frozen, hidden, lengths, noise)
         reward = self.reward(frozen, batch["images"], painted)
         loss = 1 - reward.total
         metrics = {"reward": reward.total.mean(), **self.judges.metrics(reward.parts)}
@@ -100,7 +99,7 @@ class ColdStart(LoopStage):
         schedule = self.schedule(settings.paint.steps)
         conditions = self.uae.conditions(params, frozen, hidden, lengths, settings.paint.guided)
         variables = self.uae.variables("decoder", params, frozen)
-        velocity = self.uae.velocity(variables, frozen, schedule, conditions, settings.paint.guidance)
+        velocity = self.uae.velocity(variables, frozen, schedule, conditions, settings.paint.guidance, cut=True)
         carrying = settings.gradient_steps or settings.paint.steps
         begin = settings.paint.steps - carrying
 
@@ -108,5 +107,6 @@ class ColdStart(LoopStage):
             return flow.transition(schedule, i, x, velocity(x, i))[0], None
 
         x, _ = jax.lax.scan(step, noise, jnp.arange(begin))
-        x, _ = jax.lax.scan(jax.checkpoint(step), jax.lax.stop_gradient(x), jnp.arange(begin, settings.paint.steps))
+        carried = jax.checkpoint(step, policy=painting.keep_velocities)
+        x, _ = jax.lax.scan(carried, jax.lax.stop_gradient(x), jnp.arange(begin, settings.paint.steps))
         return painting.to_unit(jax.checkpoint(lambda latents: self.uae.decode(frozen, latents))(x))

@@ -28,13 +28,13 @@ from uae_jax.sampling.captions import Frame
 from uae_jax.sampling.flow import Schedule
 from uae_jax.sampling.text import Generation
 from uae_jax.sampling.tokens import token_sampling
+from uae_jax.sampling.widths import at_width
 from uae_jax.stages import images, models, questions, scene_scores, uae_models, uae_towers
 from uae_jax.stages.base import Parts, Picture, Stage
 from uae_jax.stages.micro import in_parts
 from uae_jax.stages.towers import TowerConfig
 from uae_jax.stages.uae_models import UAEParts
 from uae_jax.stages.uae_towers import TextSettings, UAETowers
-from uae_jax.stages.widths import at_width
 
 Array = jax.Array
 Tree = Any

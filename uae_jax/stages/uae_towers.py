@@ -190,10 +190,11 @@ class UAETowers:
         schedule: Schedule,
         conditions: tuple[Conditioning, Conditioning | None],
         guidance: float,
+        **how: bool,
     ) -> Any:
-        """The decoder's velocity (x, step) -> v under guidance, see `painting.guided_velocity`."""
-        module = self.towers["decoder"].module
-        return painting.guided_velocity(module, variables, schedule, frozen["pooled"], *conditions, guidance)
+        """The decoder's velocity (x, step) -> v under guidance; `how` as `painting.guided_velocity` takes it."""
+        module, pooled = self.towers["decoder"].module, frozen["pooled"]
+        return painting.guided_velocity(module, variables, schedule, pooled, *conditions, guidance, **how)
 
     def decode(self, frozen: Tree, latents: Array) -> Array:
         """f32[B, H, W, 3] in [-1, 1] of normalised latents f32[B, h, w, Z]."""

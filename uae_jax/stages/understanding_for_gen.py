@@ -9,7 +9,7 @@ height and width, Z latent channels.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,12 +22,12 @@ from uae_jax.rl.advantages import group_advantages
 from uae_jax.sampling import flow, painting
 from uae_jax.sampling.conditioning import Conditioning
 from uae_jax.sampling.flow import Schedule
+from uae_jax.sampling.widths import at_width
 from uae_jax.stages import flow_matching, painted_text
 from uae_jax.stages.base import Aux, Parts
 from uae_jax.stages.flow_grpo_settings import UnderstandingForGenSettings, check
 from uae_jax.stages.loop_stage import LoopStage, named
 from uae_jax.stages.micro import in_parts
-from uae_jax.stages.widths import at_width
 
 Array = jax.Array
 Tree = Any
@@ -86,7 +86,7 @@ class UnderstandingForGen(LoopStage):
         batch |= {"reward": reward.total.reshape(count, s.group), "first": jnp.broadcast_to(first, (count,))}
         if s.old_logprob == "replay" and s.updates > 1 and s.algorithm == "grpo":
             variables = self.uae.variables("decoder", params, frozen)
-            replay = _shortened(lambda rows: {"old": self._replayed(params, variables, frozen, schedule, rows)})
+            replay = lambda rows: {"old": self._replayed(params, variables, frozen, schedule, rows)}  # noqa: E731
             batch |= in_parts(replay, batch, count // s.updates)
         return batch, jax.lax.stop_gradient(metrics)
 
@@ -161,9 +161,9 @@ class UnderstandingForGen(LoopStage):
 
     def loss(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Aux]:
         if self.settings.algorithm == "nft":
-            rows, metrics = _shortened(lambda rows: self._nft(params, state, frozen, rows, key))(batch)
+            rows, metrics = self._nft(params, state, frozen, batch, key)
         else:
-            rows, metrics = _shortened(lambda rows: self._grpo(params, frozen, rows))(batch)
+            rows, metrics = self._grpo(params, frozen, batch)
         by_image = rows.reshape(batch["reward"].shape).mean(axis=1)
         fine = jnp.isfinite(batch["reward"]).all(axis=1)
         latents = batch["x0"] if self.settings.algorithm == "nft" else batch["path"]
@@ -176,15 +176,8 @@ class UnderstandingForGen(LoopStage):
 
     def _velocity(self, variables: Tree, frozen: Tree, schedule: Schedule, conditions: Conditions) -> Any:
         s = self.settings
-        return painting.guided_velocity(
-            self.uae.towers["decoder"].module,
-            variables,
-            schedule,
-            frozen["pooled"],
-            *conditions,
-            s.paint.guidance,
-            s.learn_negative,
-        )
+        how = {"learn_negative": s.learn_negative, "cut": True}
+        return self.uae.velocity(variables, frozen, schedule, conditions, s.paint.guidance, **how)
 
     def _batch_schedule(self, first: Array) -> Schedule:
         """The schedule that a rollout was made with."""
@@ -211,7 +204,7 @@ class UnderstandingForGen(LoopStage):
                 v_reference = jax.lax.stop_gradient(reference(flat["path"][:, step], first + step))
             return against(step, v_reference)
 
-        @functools.partial(jax.checkpoint, policy=painting.keep_negative)
+        @functools.partial(jax.checkpoint, policy=painting.keep_velocities)
         def against(step: Array, v_reference: Array | None) -> tuple[Array, dict[str, Array]]:
             """That step's loss, beside what the reference makes of it."""
             number = first + step
@@ -275,7 +268,7 @@ class UnderstandingForGen(LoopStage):
             v = {name: self._velocity_at(others[name], frozen, conditions, x, sigma) for name in others}
             return against(x, sigma, jax.lax.stop_gradient(v))  # out here, lest they be computed again on the way back
 
-        @functools.partial(jax.checkpoint, policy=painting.keep_negative)
+        @functools.partial(jax.checkpoint, policy=painting.keep_velocities)
         def against(x: Array, sigma: Array, v: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
             """The loss at a noise level, beside the velocities of the policies that do not learn."""
             own = self._velocity_at(variables, frozen, conditions, x, sigma)
@@ -293,12 +286,13 @@ class UnderstandingForGen(LoopStage):
         """The decoder's velocity, under guidance where paintings are, at a noise level of each row's own."""
         s, module = self.settings, self.uae.towers["decoder"].module
 
-        def denoise(context: Array, lengths: Array, x: Array, sigma: Array) -> Array:
-            pooled = jnp.broadcast_to(frozen["pooled"], (len(x), *frozen["pooled"].shape))
+        def denoise(context: Array, lengths: Array, shared: Tree, x: Array, sigma: Array) -> Array:
+            variables, pooled = shared
+            pooled = jnp.broadcast_to(pooled, (len(x), *pooled.shape))
             return module.apply(variables, x, sigma * flow.TRAIN_STEPS, context, pooled, lengths)
 
-        guided = painting.under_guidance(*conditions, s.paint.guidance, s.learn_negative)
-        return guided(denoise, x, sigma)
+        guided = painting.under_guidance(*conditions, s.paint.guidance, s.learn_negative, cut=True)
+        return guided(denoise, (variables, frozen["pooled"]), x, sigma)
 
     def advised(self) -> dict[str, dict[str, Any]]:
         """As it was trained: what is won without guidance is not found again with it, nor the other way round."""
@@ -316,10 +310,3 @@ class UnderstandingForGen(LoopStage):
 def _rows(x: Array) -> Array:
     """[B, G, ...] -> [R, ...]."""
     return x.reshape(-1, *x.shape[2:])
-
-
-def _shortened(objective: Callable[[Tree], Tree]) -> Callable[[Tree], Tree]:
-    """What a function makes of a batch, with captions cut behind the longest, see `at_width`."""
-    return lambda batch: at_width(
-        lambda hidden: objective({**batch, "hidden": hidden}), batch["hidden"], batch["length"]
-    )

@@ -8,8 +8,8 @@ import pytest
 from uae_jax.batching import place
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.parallel.sharding import constrain
-from uae_jax.stages import widths
-from uae_jax.stages.widths import at_width
+from uae_jax.sampling import widths
+from uae_jax.sampling.widths import at_width
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,39 @@ def test_rows_that_devices_share_are_cut_rightly():
     with jax.set_mesh(mesh):
         got = jax.jit(jax.value_and_grad(loss))(w, place(x, mesh))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4), got, wanted)
+
+
+@pytest.mark.parametrize("longest", [100, 180])
+def test_a_gradient_flows_to_those_operands_that_it_is_asked_for(longest):
+    """d/dw of sum_i (w x_i + c)^2 over what counts is sum_i 2 (w x_i + c) x_i; c, n and the key take part unmoved."""
+    texts = jnp.asarray(np.random.default_rng(2).normal(size=(2, 180)), jnp.float32)
+    lengths, key = jnp.asarray([longest, 7], jnp.int32), jax.random.key(0)
+
+    def told(cut, more, n, key):
+        there = jnp.arange(cut.shape[1]) < n[:, None]
+        return ((more["w"] * cut + more["c"]) ** 2 * there).sum() + 0 * jax.random.uniform(key)
+
+    @jax.jit
+    def run(w, c):
+        return jax.grad(lambda w: at_width(told, texts, lengths, {"w": w, "c": c}, lengths, key))(w)
+
+    x = np.asarray(texts, np.float64)[np.arange(180) < np.asarray(lengths)[:, None]]
+    np.testing.assert_allclose(run(0.5, 0.25), (2 * (0.5 * x + 0.25) * x).sum(), rtol=1e-5)
+
+
+def test_the_choice_hands_on_no_weights():
+    """What a choice returns is copied: for the way back it must return nothing but the result and the gradients."""
+    layers, texts = jnp.ones((3, 8, 8)), jnp.ones((2, 96, 8))
+
+    def told(cut, layers, scale):
+        return jax.lax.scan(lambda h, w: (jnp.tanh(scale * h @ w), None), cut, layers)[0].sum()
+
+    def loss(scale):
+        return at_width(told, texts, jnp.asarray([9, 70]), layers, scale)
+
+    program = jax.make_jaxpr(jax.grad(loss))(0.1)
+    choices = [each for each in program.eqns if each.primitive.name == "cond"]
+    assert [[out.aval.shape for out in each.outvars] for each in choices] == [[()], [()]]
 
 
 def test_one_program_for_all_lengths():
