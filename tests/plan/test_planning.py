@@ -105,7 +105,7 @@ ALONE = ("--config.settings.precomputed=true", "--config.data.resolution=512", "
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "overrides", "name"),
-    [(PRETRAIN, ALONE, "v5p:2x2x1"), (PRETRAIN, (*ALONE, '--config.settings.decoder.mode="lora"'), "v5p:2x2x1")],
+    [(PRETRAIN, ALONE, "v5p:2x2x1"), (PRETRAIN, (*ALONE, "--config.settings.decoder.mode=lora"), "v5p:2x2x1")],
 )
 def test_closed_forms_are_what_the_compiler_says(config, overrides, name):
     topology = topologies.parse(name)

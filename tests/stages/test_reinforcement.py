@@ -141,7 +141,7 @@ def test_what_lies_behind_captions_is_neither_learnt_from_nor_painted(paintings)
     assert wider == pytest.approx(value, abs=1e-6)
     assert meshes.relative(again, grads) < 1e-4
     stage, parts, batch = paintings.run.stage, paintings.run.parts, paintings.rollout
-    noise = jax.random.normal(jax.random.key(0), (IMAGES, *batch["path"].shape[-3:]))
+    noise = jax.random.normal(jax.random.key(0), (IMAGES, *stage.uae.latent_shape(batch["images"])))
 
     def paint(hidden):
         return stage.paint(parts.params, parts.frozen, stage.schedule(2), hidden, batch["length"], noise)
@@ -203,9 +203,9 @@ def test_behind_its_end_a_caption_does_not_count(captions):
 
 
 def test_paintings_of_a_caption_share_their_first_latent_and_nothing_else(paintings):
-    path = np.asarray(paintings.rollout["path"])  # [B, G, W + 1, h, w, Z]
+    path = np.asarray(paintings.rollout["path"])  # [B, G, W + 1, h w Z]
     np.testing.assert_array_equal(path[:, :1, 0], path[:, 1:2, 0])
-    assert (np.abs(path[:, 0, 1] - path[:, 1, 1]).mean(axis=(1, 2, 3)) > 0.1).all()
+    assert (np.abs(path[:, 0, 1] - path[:, 1, 1]).mean(axis=1) > 0.1).all()
     assert np.abs(path[0, 0, 0] - path[1, 0, 0]).mean() > 0.1
 
 

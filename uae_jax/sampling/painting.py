@@ -88,7 +88,8 @@ def under_guidance(
             v = at_width(denoise, told.context, told.lengths, told.lengths, shared, *rows)
         else:
             v = denoise(told.context, told.lengths, shared, *rows)
-        return checkpoint_name(v.astype(jnp.float32), _VELOCITY)
+        kept = checkpoint_name(v.astype(jnp.float32).reshape(len(v), -1), _VELOCITY)  # a TPU pads channels to 128
+        return kept.reshape(v.shape)
 
     if negative is None:
         return lambda denoise, shared, *rows: evaluate(denoise, positive, shared, rows)

@@ -9,7 +9,7 @@ height and width, Z latent channels.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -36,7 +36,7 @@ Conditions = tuple[Conditioning, Conditioning | None]
 
 class UnderstandingForGen(LoopStage):
     """See the module. `prepare` makes, of each image: "hidden" [B, T, D] and "length" i32[B] of its caption,
-    "advantage" and "reward" f32[B, G], and "x0" f32[B, G, h, w, Z]; for "grpo" also "path" f32[B, G, W + 1, h, w, Z],
+    "advantage" and "reward" f32[B, G]; for "nft" "x0" f32[B, G, h, w, Z]; for "grpo" "path" f32[B, G, W + 1, h w Z],
     "old" f32[B, G, W], "first" i32[B], the number of the first trained step, and, with `guard`, "means" like "path"."""
 
     Settings = UnderstandingForGenSettings
@@ -141,12 +141,12 @@ class UnderstandingForGen(LoopStage):
             final, path = flow.sample(velocity, start, schedule, keys, trajectory=True)
             latents, densities = (jnp.swapaxes(path[name], 0, 1) for name in ("latents", "logprob"))
             kept = {
-                "path": jax.lax.dynamic_slice_in_dim(latents, first, s.trained_steps + 1, axis=1),
+                "path": _flat(jax.lax.dynamic_slice_in_dim(latents, first, s.trained_steps + 1, axis=1)),
                 "old": jax.lax.dynamic_slice_in_dim(densities, first, s.trained_steps, axis=1),
             }
             if s.guard:
                 means = jnp.swapaxes(path["mean"], 0, 1)
-                kept["means"] = jax.lax.dynamic_slice_in_dim(means, first, s.trained_steps, axis=1)
+                kept["means"] = _flat(jax.lax.dynamic_slice_in_dim(means, first, s.trained_steps, axis=1))
             return {**kept, "painted": painting.to_unit(self.uae.decode(frozen, final))}
 
         size = self.rows_at_a_time(start.shape)
@@ -194,35 +194,31 @@ class UnderstandingForGen(LoopStage):
         if s.kl:
             base = self.uae.towers["decoder"].reference(frozen["decoder"])
             reference = self._velocity(base, frozen, schedule, conditions)
-        flat = {name: _rows(batch[name]) for name in ("path", "old", "means") if name in batch}
+        latent = self.uae.latent_shape(batch["images"])
+        path, old_densities = _latents(batch["path"], latent), _rows(batch["old"])
         advantage = batch["advantage"].reshape(-1)
 
+        @functools.partial(jax.checkpoint, policy=painting.keep_velocities)
         def one(step: Array) -> tuple[Array, dict[str, Array]]:
             """Looks at trained step number `step`, from 0."""
-            v_reference = None
-            if reference is not None:  # out here, lest it be computed again on the way back
-                v_reference = jax.lax.stop_gradient(reference(flat["path"][:, step], first + step))
-            return against(step, v_reference)
-
-        @functools.partial(jax.checkpoint, policy=painting.keep_velocities)
-        def against(step: Array, v_reference: Array | None) -> tuple[Array, dict[str, Array]]:
-            """That step's loss, beside what the reference makes of it."""
             number = first + step
-            x, after, old = flat["path"][:, step], flat["path"][:, step + 1], flat["old"][:, step]
+            x, after, old = path(step), path(step + 1), old_densities[:, step]
             v = velocity(x, number)
             mean, std = flow.transition(schedule, number, x, v)
             logprob = flow.logprob(after, mean, std)
             if s.old_logprob == "replay" and s.updates == 1:
                 old = jax.lax.stop_gradient(logprob)
             if s.guard:  # old + the guarded log-ratio, so that the surrogate finds it as it finds any other
-                logprob = old + diffusion.guarded_log_ratio(logprob - old, mean, flat["means"][:, step], std)
+                old_mean = _latents(batch["means"], latent)(step)
+                logprob = old + diffusion.guarded_log_ratio(logprob - old, mean, old_mean, std)
             ones = jnp.ones_like(logprob)[:, None]
             loss, ratio = surrogate.surrogate(logprob[:, None], old[:, None], advantage, ones, s.clip)
             loss = loss[:, 0]
             if s.guard:
                 loss = loss / (schedule.sigma[number] - schedule.sigma[number + 1])
             metrics = surrogate.ratio_metrics(ratio, advantage, ones, s.clip)
-            if v_reference is not None:
+            if reference is not None:
+                v_reference = jax.lax.stop_gradient(reference(x, number))
                 divergence = diffusion.step_kl(schedule, number, v, v_reference, s.kl_form)
                 loss = loss + s.kl * divergence
                 metrics |= {"kl": divergence.mean(), "velocity_gap": diffusion.velocity_gap(v, v_reference).mean()}
@@ -238,11 +234,11 @@ class UnderstandingForGen(LoopStage):
     def _replayed(self, params: Tree, variables: Tree, frozen: Tree, schedule: Schedule, batch: Tree) -> Array:
         """Log-densities of a rollout's steps, as the loss computes them: f32[B, G, W]."""
         velocity = self._velocity(variables, frozen, schedule, self._conditions(params, frozen, batch))
-        path, first = _rows(batch["path"]), batch["first"][0]
+        path, first = _latents(batch["path"], self.uae.latent_shape(batch["images"])), batch["first"][0]
 
         def one(step: Array) -> Array:
-            mean, std = flow.transition(schedule, first + step, path[:, step], velocity(path[:, step], first + step))
-            return flow.logprob(path[:, step + 1], mean, std)
+            mean, std = flow.transition(schedule, first + step, path(step), velocity(path(step), first + step))
+            return flow.logprob(path(step + 1), mean, std)
 
         densities = jax.lax.map(one, jnp.arange(self.settings.trained_steps))
         return densities.swapaxes(0, 1).reshape(*batch["path"].shape[:2], -1)
@@ -258,20 +254,18 @@ class UnderstandingForGen(LoopStage):
         if s.kl:
             others["reference"] = towers.reference(frozen["decoder"])
 
+        @functools.partial(jax.checkpoint, policy=painting.keep_velocities)
         def one(draw: Array) -> tuple[Array, dict[str, Array]]:
+            """The loss at one noise level of each image, beside the velocities of the policies that do not learn."""
             level_key, noise_key = jax.random.split(draw)
             # Alike for siblings: what a velocity owes to the noise cancels in a sum weighted by their advantages.
             sigma = jax.random.uniform(level_key, (images,), minval=0.01, maxval=1.0)
             noise = jax.random.normal(noise_key, (images, *x0.shape[1:]))
             sigma, noise = (jnp.repeat(each, s.group, axis=0) for each in (sigma, noise))
             x = flow_matching.noised(x0, noise, sigma)
-            v = {name: self._velocity_at(others[name], frozen, conditions, x, sigma) for name in others}
-            return against(x, sigma, jax.lax.stop_gradient(v))  # out here, lest they be computed again on the way back
-
-        @functools.partial(jax.checkpoint, policy=painting.keep_velocities)
-        def against(x: Array, sigma: Array, v: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-            """The loss at a noise level, beside the velocities of the policies that do not learn."""
             own = self._velocity_at(variables, frozen, conditions, x, sigma)
+            v = {name: self._velocity_at(others[name], frozen, conditions, x, sigma) for name in others}
+            v = jax.lax.stop_gradient(v)
             loss = diffusion.nft_loss(x, x0, sigma, own, v["old"], good, s.nft_beta)
             metrics = {"policy_gap": diffusion.velocity_gap(own, v["old"]).mean()}
             if s.kl:
@@ -310,3 +304,14 @@ class UnderstandingForGen(LoopStage):
 def _rows(x: Array) -> Array:
     """[B, G, ...] -> [R, ...]."""
     return x.reshape(-1, *x.shape[2:])
+
+
+def _flat(latents: Array) -> Array:
+    """[R, W, h, w, Z] -> [R, W, h w Z]: a TPU pads the last two axes, and 16 channels to 128."""
+    return latents.reshape(*latents.shape[:2], -1)
+
+
+def _latents(path: Array, shape: tuple[int, int, int]) -> Callable[[Array], Array]:
+    """[B, G, W, h w Z] -> (step -> [R, h, w, Z]), see `_flat`."""
+    rows = _rows(path)
+    return lambda step: rows[:, step].reshape(-1, *shape)
