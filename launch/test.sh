@@ -32,7 +32,8 @@ if ((lowest)); then  # every ">=" of the package itself becomes "=="
     sed -n '/install_requires/,/\]/p' setup.py | grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+"' | tr -d '"' | sed 's/>=/==/'
   )
 fi
-"$venv/bin/python" -m pip install --quiet --editable '.[cpu,docs,test]' ${bounds[@]+"${bounds[@]}"}
+# --no-compile: what is imported is compiled then, and most of it never is
+"$venv/bin/python" -m pip install --quiet --no-compile --editable '.[cpu,docs,test]' ${bounds[@]+"${bounds[@]}"}
 "$venv/bin/python" -m ruff check .
 "$venv/bin/python" -m ruff format --check .
 exec "$venv/bin/python" -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations 40 "$@"

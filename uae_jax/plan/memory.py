@@ -3,7 +3,9 @@
 State, frozen weights and batch are exact: they are counted shard by shard. Gradients, activations and what is under way
 beside them are estimates, with constants that were read off what the TPU compiler makes of the decoder; a test holds
 the whole to its figures for `pretrain`, within 10%. Of `understanding_for_gen` they say too little: 18.4 GiB at full
-size on v5p:2x2x2, of which the compiler makes 23.8.
+size on v5p:2x2x2, of which the compiler makes 23.3. Beside what they count there live, at its peak, some 2.3 GiB of
+frozen weights that XLA lays out anew before the loop over denoising steps, and 2 GiB of the decoder's last layer, which
+is in no stack and keeps its activations until the adapters' gradients are made of them.
 """
 
 import dataclasses
