@@ -4,8 +4,9 @@ import os
 import shutil
 import tempfile
 
-# Most programs run for less time than it takes to compile them well.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
+from tests import quickly
+
+os.environ.setdefault("XLA_FLAGS", quickly.devices(8))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

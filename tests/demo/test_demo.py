@@ -12,7 +12,8 @@ pytest.importorskip("nbclient")
 pytest.importorskip("ipykernel")
 pytest.importorskip("matplotlib")
 
-from tests.notebooks.running import NOTEBOOKS, QUICKLY_COMPILED, runs_as_committed
+from tests import quickly
+from tests.notebooks.running import NOTEBOOKS, runs_as_committed
 from tests.tiny.embedded import needed
 from uae_jax.demo import command
 from uae_jax.training import configure
@@ -42,7 +43,7 @@ def test_the_table_has_a_line_for_each_model():
 def run(arguments):
     """`uae demo`, on one device: here are eight, on which small programs compile and run far longer."""
     line = [sys.executable, "-m", "uae_jax.cli", *map(str, arguments)]
-    environment = os.environ | {"XLA_FLAGS": QUICKLY_COMPILED}
+    environment = os.environ | {"XLA_FLAGS": quickly.XLA_FLAGS}
     done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=1500)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -51,7 +52,7 @@ def run(arguments):
 @needed
 @pytest.mark.slow
 def test_demo_and_its_notebook(tmp_path):
-    overrides = [f"--config.{name}.{key}=1" for name in NAMES for key in ("steps", "evaluation_batches")]
+    overrides = [f"--config.{name}.{key}=1" for name in NAMES for key in ("steps", "evaluation_batches", "batch_size")]
     arguments = ["demo", "--workdir", tmp_path / "run", "--quiet", "--scenes", 4, *overrides]
     out = run(arguments)
     rows = json.loads((tmp_path / "run" / command.FIGURES).read_text())

@@ -7,10 +7,11 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from tests import quickly
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 LIMIT_S = 3600  # of a cell
-QUICKLY_COMPILED = "--xla_backend_optimization_level=0"  # compiling well takes longer than running, in tests
 
 
 def execute(file: Path, folder: Path, flags: str = "", **parameters: object) -> nbformat.NotebookNode:
@@ -44,7 +45,7 @@ def execute(file: Path, folder: Path, flags: str = "", **parameters: object) -> 
 
 def runs_as_committed(file: Path, folder: Path, **parameters: object) -> str:
     """Executes a notebook; it must be as it is committed, and show as many pictures. Returns what it printed."""
-    notebook, committed = execute(file, folder, QUICKLY_COMPILED, **parameters), nbformat.read(file, as_version=4)
+    notebook, committed = execute(file, folder, quickly.XLA_FLAGS, **parameters), nbformat.read(file, as_version=4)
     assert pictures(notebook) == pictures(committed) > 0
     assert [cell.source for cell in notebook.cells] == [cell.source for cell in committed.cells]
     return printed(notebook)

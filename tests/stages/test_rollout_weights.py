@@ -31,7 +31,9 @@ def gathers_in_loops(program):
     return max((each.largest for each in found), default=0)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param("gen_for_understanding", marks=pytest.mark.exhaustive), "understanding_for_gen"]
+)
 def test_gathered_weights_are_sent_once_and_change_nothing(name, tmp_path):
     kind, mesh, reward = registry.find(name), make_mesh(fsdp=8), judges.write(tmp_path)
     rng = np.random.default_rng(0)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+from tests import quickly
+
 
 @contextlib.contextmanager
 def started(arguments, count, folder, *, devices=1, missing=(), **environment):
@@ -21,8 +23,7 @@ def started(arguments, count, folder, *, devices=1, missing=(), **environment):
         port = free.getsockname()[1]
     common = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        # Compiling takes longer than running here.
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "XLA_FLAGS": quickly.devices(devices),
         **environment,
     }
     if count > 1:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from tests import quickly
 from tests.tiny.embedded import needed
 from tests.training import NOT_REPEATED
 from tests.training.kill_config import SETTINGS
@@ -33,7 +34,7 @@ STEPS = 16
 def start(stage, workdir, cache):
     """Starts `uae train` on one device."""
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": quickly.devices(1),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
@@ -73,20 +74,20 @@ def final_state(workdir):
     return values, record
 
 
-def marked(stage, regular):
-    """A stage as a parameter; those that are not `regular` run when they are asked for."""
+def asked_for(stage, *more):
+    """A stage as a parameter, run when it is asked for."""
     marks = [needed] if SETTINGS[stage]["model"] == "tiny" else []
-    return pytest.param(stage, marks=marks if stage in regular else [*marks, pytest.mark.exhaustive])
+    return pytest.param(stage, *more, marks=[*marks, pytest.mark.exhaustive])
 
 
-# One with a state of its own beside the parameters; those with a rollout take five minutes each.
-@pytest.mark.parametrize("stage", [marked(s, ("self_distillation",)) for s in SETTINGS])
-def test_killed_and_resumed_is_bit_identical(stage, tmp_path):
+# Always one with a state of its own beside the parameters; those with a rollout take five minutes each.
+@pytest.mark.parametrize("stage, kills", [("self_distillation", 2), *(asked_for(stage, KILLS) for stage in SETTINGS)])
+def test_killed_and_resumed_is_bit_identical(stage, kills, tmp_path):
     cache, whole, parts = tmp_path / "cache", tmp_path / "whole", tmp_path / "parts"
     assert start(stage, whole, cache).wait(timeout=400) == 0, whole.with_suffix(".log").read_text()[-3000:]
     draw = random.Random(stage)
     inside_a_save = 0
-    for number in range(KILLS):
+    for number in range(kills):
         process = start(stage, parts, cache)
         before = steps_done(parts)
         # Two or three steps on, so that all kills fit into the run; every other one as soon as a save begins.
@@ -100,7 +101,7 @@ def test_killed_and_resumed_is_bit_identical(stage, tmp_path):
         inside_a_save += saving()
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert inside_a_save >= 2
+    assert inside_a_save >= kills // 2
     assert start(stage, parts, cache).wait(timeout=400) == 0, parts.with_suffix(".log").read_text()[-3000:]
 
     (one, record), (other, again) = final_state(whole), final_state(parts)

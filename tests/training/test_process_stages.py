@@ -9,7 +9,7 @@ import pytest
 from tests.stages.meshes import relative
 from tests.training import several
 from tests.training.kill_config import SETTINGS
-from tests.training.test_kill_and_resume import marked
+from tests.training.test_kill_and_resume import asked_for
 from tests.training.test_loop import history
 from uae_jax.training.checkpoints import CheckpointStore
 
@@ -38,8 +38,8 @@ def trained(folder, group):
     return {path: np.asarray(leaf) for path, leaf in state.items() if path.startswith(f"{group}/")}
 
 
-# One that reads captions; those with a language model take four minutes each.
-@pytest.mark.parametrize("stage", [marked(s, ("contrastive",)) for s in SETTINGS])
+# Up to four minutes each; `test_processes.py` has one always.
+@pytest.mark.parametrize("stage", [asked_for(stage) for stage in SETTINGS])
 def test_two_processes_train_a_stage_as_one(stage, tmp_path):
     train(stage, tmp_path / "one", 1, EPS, devices=2)
     train(stage, tmp_path / "two", 2, EPS)
