@@ -52,7 +52,7 @@ def run(arguments):
 @needed
 @pytest.mark.slow
 def test_demo_and_its_notebook(tmp_path):
-    overrides = [f"--config.{name}.{key}=1" for name in NAMES for key in ("steps", "evaluation_batches", "batch_size")]
+    overrides = [f"--config.{name}.{key}=1" for name in NAMES for key in ("steps", "evaluation_batches")]
     arguments = ["demo", "--workdir", tmp_path / "run", "--quiet", "--scenes", 4, *overrides]
     out = run(arguments)
     rows = json.loads((tmp_path / "run" / command.FIGURES).read_text())
