@@ -65,6 +65,7 @@ def test_unknown_names_are_shown_as_they_are(tmp_path):
 def test_every_metric_is_drawn_once_and_groups_have_their_order(tmp_path):
     known = ["loss", "reward", "reward_std", "caption_tokens", "caption_words", "entropy", "kl", "ratio_min"]
     known += ["ratio_max", "clip_high", "clip_low", "zero_variance_groups", "truncated", "grad_norm", "learning_rate"]
+    known += ["overlong_price"]
     known += ["accuracy", "caption_loss", "mse", "mse_at_0.5", "mse_at_0.75", "psnr", "kl/3", "whatever"]
     known += [f"evaluation/{name}" for name in names.HEADLINES]
     (run,) = read_runs(write_run(tmp_path / "run", [(1, {name: i for i, name in enumerate(known)})]))

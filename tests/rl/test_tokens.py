@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uae_jax.rl.tokens import token_kl, token_weights
+from uae_jax.rl.tokens import OverlongConfig, overlong_price, token_kl, token_weights
 
 MASK = jnp.array([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
 LOSS = jnp.array([[1.0, 1.0, 1.0, 1.0], [3.0, 9.0, 9.0, 9.0]])
@@ -43,6 +43,23 @@ def test_what_is_masked_does_not_count(aggregation):  # oracle 12
 def test_an_empty_mask_weighs_nothing():
     for aggregation in ("sequence", "token", "fixed"):
         np.testing.assert_array_equal(token_weights(jnp.zeros((2, 3)), aggregation), 0)
+
+
+def test_length_is_free_up_to_a_point_and_then_costs_in_proportion():
+    # DAPO's own setting, 20480 tokens of which the last 4096 cost, up to 1: equation 13 by hand.
+    lengths = jnp.array([0, 16384, 17408, 18432, 20480, 30000])
+    wanted = [0, 0, 0.25, 0.5, 1, 1]
+    np.testing.assert_allclose(overlong_price(lengths, 20480, OverlongConfig(4096, 1.0)), wanted, rtol=1e-6)
+    np.testing.assert_allclose(overlong_price(lengths, 20480, OverlongConfig(4096, 0.1)), np.multiply(wanted, 0.1))
+    np.testing.assert_array_equal(overlong_price(lengths, 20480, OverlongConfig()), 0)
+
+
+def test_a_price_that_is_half_said_is_refused():
+    for wrong in ({"tokens": 8}, {"price": 0.1}, {"tokens": -1, "price": 0.1}):
+        with pytest.raises(ValueError, match="wanted both more than 0, or both 0"):
+            OverlongConfig(**wrong)
+    with pytest.raises(ValueError, match="10 tokens below the limit of 8"):
+        overlong_price(jnp.zeros(1), 8, OverlongConfig(10, 0.1))
 
 
 # Oracle 11, by enumeration of a softmax over four tokens: no sampling.

@@ -18,6 +18,7 @@ from uae_jax.defaults import Defaults
 from uae_jax.rewards.reconstruction import RewardPart
 from uae_jax.rl.advantages import AdvantageConfig
 from uae_jax.rl.surrogate import ClipConfig
+from uae_jax.rl.tokens import OverlongConfig
 from uae_jax.sampling import widths
 from uae_jax.stages.flow_grpo_settings import UnderstandingForGenSettings, preset
 from uae_jax.stages.gen_for_understanding import GenForUnderstanding, GenForUnderstandingSettings
@@ -207,6 +208,17 @@ def test_paintings_of_a_caption_share_their_first_latent_and_nothing_else(painti
     np.testing.assert_array_equal(path[:, :1, 0], path[:, 1:2, 0])
     assert (np.abs(path[:, 0, 1] - path[:, 1, 1]).mean(axis=1) > 0.1).all()
     assert np.abs(path[0, 0, 0] - path[1, 0, 0]).mean() > 0.1
+
+
+def test_length_costs_advantage_and_leaves_the_reward(common):
+    # A limit of 7, of which the last 6 cost: one token nothing, four half of 0.2, seven all of it.
+    stage = g4u(common, overlong=OverlongConfig(tokens=6, price=0.2))
+    reward, lengths = jnp.array([[0.5, 0.6, 0.7]]), jnp.array([[1, 4, 7]])
+    advantage, metrics = stage.advantages(reward, lengths)
+    np.testing.assert_allclose(advantage, 0, atol=1e-3)  # 0.5 each
+    assert metrics["reward"] == pytest.approx(0.6) and metrics["overlong_price"] == pytest.approx(0.1)
+    free, metrics = g4u(common).advantages(reward, lengths)
+    assert free[0, 0] < -1 and free[0, 2] > 1 and "overlong_price" not in metrics
 
 
 def test_captions_of_an_image_are_painted_from_one_latent(captions):

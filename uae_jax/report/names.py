@@ -125,6 +125,7 @@ _CATALOGUE = [
             _UP | {"chart": "Attributes in captions", "line": "precision"},
         ),
         ("truncated", "Captions cut off", "share that reached the longest length before their end", _DOWN),
+        ("overlong_price", "Price on length", "what the length of captions takes from their reward", _DOWN),
     ),
     *_entries(
         LEARNING,

@@ -1,8 +1,9 @@
-"""What is particular to captions: how tokens are averaged, and the divergence from the reference.
+"""What is particular to captions: how tokens are averaged, what length costs, and the divergence from the reference.
 
 Letters: R sequences, N tokens of each.
 """
 
+import dataclasses
 from typing import Literal
 
 import jax
@@ -11,6 +12,23 @@ import jax.numpy as jnp
 Array = jax.Array
 Aggregation = Literal["sequence", "token", "fixed"]
 KLForm = Literal["k1", "k2", "k3"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OverlongConfig:
+    """What length costs, see `overlong_price`.
+
+    Attributes:
+      tokens: how many tokens below the limit the price begins; 0 asks none.
+      price: at the limit, in units of the reward; 0 asks none.
+    """
+
+    tokens: int = 0
+    price: float = 0.0
+
+    def __post_init__(self):
+        if self.tokens < 0 or self.price < 0 or bool(self.tokens) != bool(self.price):
+            raise ValueError(f"tokens is {self.tokens}, price {self.price}; wanted both more than 0, or both 0")
 
 
 def token_weights(mask: Array, aggregation: Aggregation) -> Array:
@@ -37,6 +55,28 @@ def token_weights(mask: Array, aggregation: Aggregation) -> Array:
     if aggregation == "fixed":
         return mask / mask.shape[1]
     raise ValueError(f"aggregation is {aggregation!r}, wanted 'sequence', 'token' or 'fixed'")
+
+
+def overlong_price(lengths: Array, limit: int, config: OverlongConfig) -> Array:
+    """The soft overlong punishment of DAPO (arXiv 2503.14476, equation 13), times -`price`.
+
+    Nothing up to `tokens` below the limit, from there in proportion to the length, and all of it at the limit.
+
+    Args:
+      lengths: i32[R], in tokens.
+      limit: the most tokens that there can be.
+      config: where it begins and where it ends.
+
+    Returns:
+      f32[R], to be taken from the rewards.
+
+    Raises:
+      ValueError: if the price begins below the first token.
+    """
+    if config.tokens > limit:
+        raise ValueError(f"the price begins {config.tokens} tokens below the limit of {limit}, wanted {limit} at most")
+    beyond = (lengths - (limit - config.tokens)).astype(jnp.float32)
+    return config.price * jnp.clip(beyond / max(config.tokens, 1), 0, 1)
 
 
 def token_kl(logprob: Array, reference: Array, form: KLForm) -> Array:

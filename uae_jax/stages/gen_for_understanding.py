@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from uae_jax.rl import surrogate, tokens
 from uae_jax.rl.advantages import AdvantageConfig, group_advantages
 from uae_jax.rl.surrogate import ClipConfig
-from uae_jax.rl.tokens import Aggregation, KLForm
+from uae_jax.rl.tokens import Aggregation, KLForm, OverlongConfig
 from uae_jax.sampling.scoring import TokenScores, answer_scores
 from uae_jax.sampling.text import Generation
 from uae_jax.stages.base import Aux
@@ -44,6 +44,7 @@ class GenForUnderstandingSettings(LoopSettings):
       kl: weight of the divergence from the encoder that the stage started from; 0 does not compute it.
       kl_form: "k2" or "k3", see `tokens.token_kl`.
       learn_truncated: whether captions that were cut off count in the loss; in their group's mean they always do.
+      overlong: a price on length, taken from the reward before advantages; `reward` is logged without it.
     """
 
     encoder: TowerConfig = LANGUAGE_LORA
@@ -57,6 +58,7 @@ class GenForUnderstandingSettings(LoopSettings):
     kl: float = 1e-3
     kl_form: KLForm = "k2"
     learn_truncated: bool = False
+    overlong: OverlongConfig = OverlongConfig()
 
 
 class GenForUnderstanding(LoopStage):
@@ -87,6 +89,7 @@ class GenForUnderstanding(LoopStage):
                 f"kl is {settings.kl} with encoder.mode {settings.encoder.mode!r}; wanted 0, or mode 'lora'"
             )
         tokens.token_kl(jnp.zeros(1), jnp.zeros(1), settings.kl_form)
+        tokens.overlong_price(jnp.zeros(1, jnp.int32), self.limit, settings.overlong)
         self.updates = settings.updates
 
     def prepare(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Tree, dict]:
@@ -99,7 +102,7 @@ class GenForUnderstanding(LoopStage):
         noise = jnp.repeat(self.noise(noise_key, batch), s.group, axis=0)  # siblings differ in nothing but their words
         painted = self.paint(*acting, self.schedule(s.paint.steps), hidden, lengths, noise)
         reward = self.reward(frozen, batch["images"], painted)
-        advantage, metrics = group_advantages(reward.total.reshape(count, s.group), s.advantage)
+        advantage, metrics = self.advantages(*(x.reshape(count, s.group) for x in (reward.total, written.lengths)))
         there = (jnp.arange(written.tokens.shape[1]) < written.lengths[:, None]).astype(jnp.float32)
         learnt = there if s.learn_truncated else there * written.stopped[:, None]
         rollout = {
@@ -118,6 +121,16 @@ class GenForUnderstanding(LoopStage):
         metrics |= self.judges.metrics(reward.parts)
         metrics |= self._caption_metrics(written)
         return batch, jax.lax.stop_gradient(metrics)
+
+    def advantages(self, reward: Array, lengths: Array) -> tuple[Array, dict[str, Array]]:
+        """Advantages f32[B, G] of captions by reward f32[B, G], less what lengths i32[B, G] cost; and metrics."""
+        s = self.settings
+        price = tokens.overlong_price(lengths, self.limit, s.overlong)
+        advantage, metrics = group_advantages(reward - price, s.advantage)
+        metrics["reward"] = reward.mean()
+        if s.overlong.price:
+            metrics["overlong_price"] = price.mean()
+        return advantage, metrics
 
     def _caption_metrics(self, written: Generation) -> dict[str, Array]:
         lengths = written.lengths.astype(jnp.float32)

@@ -165,6 +165,11 @@ class LoopStage(Stage):
         """Both as captions are written and painted by, see `LoopSettings.rollout_weights`."""
         return (params, frozen) if self.settings.rollout_weights == "sharded" else self.uae.gathered(params, frozen)
 
+    @property
+    def limit(self) -> int:
+        """The most tokens that a caption is written in, with the one that ends it."""
+        return self.settings.text.max_tokens + 1
+
     def prompts(self, batch: Tree) -> Prompts:
         """The questions of a batch, images included."""
         return questions.prompts_of(batch, self.uae.prompts)
@@ -179,7 +184,7 @@ class LoopStage(Stage):
             token_sampling(temperature),
             stop_ids=self.uae.prompts.stop_ids,
             pad_id=self.uae.prompts.pad_id,
-            max_new_tokens=self.settings.text.max_tokens + 1,
+            max_new_tokens=self.limit,
         )
 
     def tell(self, params: Tree, frozen: Tree, prompts: Prompts, written: Generation) -> tuple[Array, Array]:
