@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage
+import scipy  # its parts load when they are used, see `matching`
 
 from uae_jax.data.scenes import shapes
 from uae_jax.data.scenes.graph import (
@@ -133,21 +133,21 @@ def _parts(pixels: np.ndarray, ground: np.ndarray, second: np.ndarray) -> list[_
     """Connected parts that differ from the background, by two limits: faint pixels count only beside clear ones."""
     size = pixels.shape[0]
     apart = np.linalg.norm(pixels - ground, axis=-1)
-    labels, count = ndimage.label(apart > _EDGE, structure=np.ones((3, 3)))
+    labels, count = scipy.ndimage.label(apart > _EDGE, structure=np.ones((3, 3)))
     parts = []
     if not count:
         return parts
     numbers = np.arange(1, count + 1)
-    strongest = ndimage.maximum(apart, labels, numbers)
-    areas = ndimage.sum_labels(np.ones_like(apart), labels, numbers)
+    strongest = scipy.ndimage.maximum(apart, labels, numbers)
+    areas = scipy.ndimage.sum_labels(np.ones_like(apart), labels, numbers)
     kept = (strongest > _CORE) & (areas >= _LEAST_AREA * (size / SIDE_PX) ** 2)
-    for number, window in zip(numbers, ndimage.find_objects(labels), strict=True):
+    for number, window in zip(numbers, scipy.ndimage.find_objects(labels), strict=True):
         if not kept[number - 1]:
             continue
         rows, columns = (slice(max(s.start - _MARGIN, 0), min(s.stop + _MARGIN, size)) for s in window)
         labelled = labels[rows, columns]
         others = (labelled != number) & (labelled > 0)
-        clear = ~ndimage.binary_dilation(others, np.ones((3, 3)))
+        clear = ~scipy.ndimage.binary_dilation(others, np.ones((3, 3)))
         excess = ((pixels - ground)[rows, columns] * clear[..., None]).reshape(-1, 3).astype(np.float64)
         contrast = ((ground - second)[rows, columns] * clear[..., None]).reshape(-1, 3).astype(np.float64)
         parts.append(_Part(rows, columns, excess, contrast, clear.ravel().astype(float), second.astype(float), size))
@@ -203,9 +203,9 @@ def _poses(part: _Part) -> dict[tuple[str, bool], tuple[float, float, float]]:
 def _moments(part: _Part) -> tuple[float, float, float]:
     """Area in pixels and centre of a part's silhouette, with the share that edge pixels have in it."""
     apart = np.sqrt(part.products[0]).reshape(part.shape)
-    around = ndimage.maximum_filter(apart, 3)
+    around = scipy.ndimage.maximum_filter(apart, 3)
     cover = np.where(around > _CORE, np.clip(apart / np.maximum(around, 1e-3), 0, 1), 0)
-    inside = ndimage.binary_erosion(ndimage.binary_fill_holes(apart > _EDGE), np.ones((3, 3)))
+    inside = scipy.ndimage.binary_erosion(scipy.ndimage.binary_fill_holes(apart > _EDGE), np.ones((3, 3)))
     cover = np.where(inside, 1.0, cover)
     area = float(cover.sum())
     down = np.arange(part.rows.start, part.rows.stop) + 0.5

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import scipy  # its parts load when they are used, which takes longer than all the rest
 
 from uae_jax.data.scenes.claims import ATTRIBUTES, Claims, Description, Relation, describe, holds
 from uae_jax.data.scenes.graph import SceneObject
@@ -29,7 +29,7 @@ def match(claims: Claims, items: Sequence[SceneObject], loose: bool = False) -> 
     facts = [describe(item) for item in items]
     value = np.array([[_value(entity, fact, loose) for fact in facts] for entity in claims.entities])
     matched: list[int | None] = [None] * len(claims.entities)
-    for entity, fact in zip(*linear_sum_assignment(value, maximize=True), strict=True):
+    for entity, fact in zip(*scipy.optimize.linear_sum_assignment(value, maximize=True), strict=True):
         if value[entity, fact] > 0:
             matched[entity] = int(fact)
     return _settle(matched, claims.relations, items, value) if claims.relations else matched
