@@ -5,7 +5,8 @@
     uae train --config configs/gen_for_understanding.py:size=full,data=data/train --workdir runs/g4u
 
 Images need no captions. Expect captions to grow longer and to name what they left out, and the held-out reward to rise;
-watch `kl`, `entropy`, and the judges that reward nothing. Hardware: see `configs/sizes.py`.
+watch `kl`, `entropy`, and the judges that reward nothing. Where captions begin to state what is not there, raise
+`settings.kl`: on scenes, 0.05 holds precision where 0.001, as is usual, does not. Hardware: see `configs/sizes.py`.
 """
 
 from configs import sizes
@@ -27,7 +28,7 @@ def experiment(options, steps: int):
         paint={"steps": 8 if tiny else 10, "guidance": 3.0 if tiny else 5.0},
         evaluation_steps=10 if tiny else 28,
         group=8,
-        kl=1e-3,
+        kl=5e-2 if tiny else 1e-3,
     )
     return sizes.run(
         options,
