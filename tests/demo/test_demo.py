@@ -52,7 +52,8 @@ def run(arguments):
 @needed
 @pytest.mark.slow
 def test_demo_and_its_notebook(tmp_path):
-    overrides = [f"--config.{name}.{key}=1" for name in NAMES for key in ("steps", "evaluation_batches")]
+    small = ("steps", "evaluation_batches", "batch_size")
+    overrides = [f"--config.{name}.{key}=1" for name in NAMES for key in small]
     arguments = ["demo", "--workdir", tmp_path / "run", "--quiet", "--scenes", 4, *overrides]
     out = run(arguments)
     rows = json.loads((tmp_path / "run" / command.FIGURES).read_text())
@@ -64,6 +65,7 @@ def test_demo_and_its_notebook(tmp_path):
     models = [tmp_path / f"run/{i}_{name}/model/inference.json" for i, name in enumerate(NAMES, start=1)]
     written = [file.stat().st_mtime_ns for file in models]
     file = next(file for file in NOTEBOOKS if file.stem == "train_tiny")
-    said = runs_as_committed(file, tmp_path, STEPS=1, SCENES=4, WORKDIR=tmp_path / "run")
+    given = {"SCENES": 4, "OVERRIDES": " ".join(overrides), "WORKDIR": tmp_path / "run"}
+    said = runs_as_committed(file, tmp_path, **given)
     assert command.table(rows) in said
     assert [file.stat().st_mtime_ns for file in models] == written  # nothing is trained twice

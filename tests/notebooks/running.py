@@ -21,7 +21,7 @@ def execute(file: Path, folder: Path, flags: str = "", **parameters: object) -> 
       file: the notebook; not written to.
       folder: where it works.
       flags: of XLA.
-      **parameters: STEPS, SCENES, WORKDIR: what it reads from the environment as UAE_NOTEBOOK_...
+      **parameters: STEPS, SCENES, OVERRIDES, WORKDIR: what it reads from the environment as UAE_NOTEBOOK_...
 
     Returns:
       it, with its outputs.
