@@ -1,5 +1,6 @@
 """Checkpoints that cannot be written: reported with their step, and the ones before them unharmed."""
 
+import errno
 import logging
 import resource
 
@@ -98,6 +99,34 @@ def test_too_large_a_file_for_the_file_system(good_store, tmp_path, caplog):
     assert "Traceback" not in caplog.text  # one line is enough
     assert names(tmp_path) == ["00000001"]
     assert bits(good_store.restore(abstract(values(0))).state) == bits(values(1))
+
+
+@pytest.mark.parametrize("when", ["while it is removed", "after it was removed"])
+def test_what_other_threads_go_on_writing_is_removed_too(good_store, tmp_path, monkeypatch, when, caplog):
+    """TensorStore's threads do not stop when one of them fails, and it makes the folders it misses."""
+    kind, late = type(good_store.folder), [True]
+    rmtree = kind.rmtree
+
+    def removed_meanwhile(path):
+        if late and when == "after it was removed":
+            rmtree(path)
+        if late:
+            late.clear()
+            (path / "d").mkdir(parents=True, exist_ok=True)
+            (path / "d" / "part").write_text("x")
+            if when == "while it is removed":
+                raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        else:
+            rmtree(path)
+
+    monkeypatch.setattr(kind, "rmtree", removed_meanwhile)
+    with monkeypatch.context() as patch:
+        patch.setattr(arrays, "finish", full_disk)
+        good_store.save(2, values(2), {})
+        assert [failure.step for failure in good_store.wait()] == [2]
+    assert not late
+    assert names(tmp_path) == ["00000001"]
+    assert "cannot be removed" not in caplog.text
 
 
 def test_a_file_where_the_folder_should_be(tmp_path):

@@ -11,6 +11,7 @@ there it has its name from the start, with a file "unfinished" in it until all e
 import logging
 import os
 import re
+import time
 
 from etils import epath
 
@@ -22,6 +23,7 @@ _TEMPORARY = ".tmp-"
 _CORRUPT = ".corrupt"
 _STEP = re.compile(r"[0-9]{8,}")
 _ASIDE = re.compile(r"[0-9]{8,}\.corrupt(-[0-9]+)?")
+_PAUSE = 0.1  # seconds
 
 log = logging.getLogger(__name__)
 
@@ -136,15 +138,33 @@ class CheckpointFolder:
             except OSError as error:
                 log.warning("%s: cannot be deleted: %s", path, error)
 
-    def sweep(self) -> None:
-        """Removes what was left half written or half deleted; what cannot be removed is logged."""
-        for path in self._entries():
-            if path.name.startswith(_TEMPORARY) or (_STEP.fullmatch(path.name) and self._is_unfinished(path)):
-                try:
-                    with os_errors(path):
-                        path.rmtree() if path.is_dir() else path.unlink()
-                except OSError as error:
-                    log.warning("%s: cannot be removed: %s", path, error)
+    def sweep(self, *, tries: int = 1) -> None:
+        """Removes what was left half written or half deleted; what cannot be removed is logged.
+
+        Args:
+          tries: at most, a tenth of a second apart, until nothing is left; more than one after a write that failed:
+            TensorStore's other threads still write then, and make even the folder anew.
+        """
+        for number in range(tries):
+            time.sleep(_PAUSE if number else 0.0)
+            refused = [(path, self._remove(path)) for path in self._entries() if self._is_left(path)]
+            if not refused:
+                return
+        for path, error in refused:
+            if error is not None:
+                log.warning("%s: cannot be removed: %s", path, error)
+
+    def _remove(self, path: epath.Path) -> OSError | None:
+        try:
+            with os_errors(path):
+                path.rmtree() if path.is_dir() else path.unlink()
+        except OSError as error:
+            return error
+        return None
+
+    def _is_left(self, path: epath.Path) -> bool:
+        """Whether it is half written or half deleted."""
+        return path.name.startswith(_TEMPORARY) or (bool(_STEP.fullmatch(path.name)) and self._is_unfinished(path))
 
     def _problems(self, step: int) -> list[str]:
         try:

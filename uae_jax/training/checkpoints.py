@@ -31,6 +31,7 @@ __all__ = ["CheckpointError", "CheckpointFailure", "CheckpointStore", "Restored"
 
 ARRAYS, LEAVES, RECORD = "arrays", "leaves.json", "record.json"
 _BARRIER_MILLISECONDS = 30 * 60 * 1000  # by so much may the slowest process's writing lag behind the fastest's
+_SWEEPS = 10  # a second, for what TensorStore still has in hand when a write fails
 _NONE, _FAILED = -1, -2
 
 log = logging.getLogger(__name__)
@@ -188,7 +189,7 @@ class CheckpointStore:
         self._join()
         if self.failures_in_a_row:
             if self._main:
-                self._folder.sweep()  # what TensorStore still had in hand when it failed
+                self._folder.sweep(tries=_SWEEPS)
             raise CheckpointError(f"{self.folder}: {self._row[-1]}{self._where_things_stand()}")
 
     def latest(self) -> int | None:
@@ -253,7 +254,7 @@ class CheckpointStore:
         self._unreported.append(failure)
         self.failures_in_a_row += 1
         if self._main:
-            self._folder.sweep()
+            self._folder.sweep(tries=_SWEEPS)
 
     def _prepare(self, job: _Job) -> None:
         if self._main:
