@@ -14,11 +14,12 @@ from uae_jax.pipeline import UAE
 from uae_jax.report import page
 from uae_jax.rewards.reconstruction import DEFAULT_PARTS, scorer_folder
 from uae_jax.tiny import figures
-from uae_jax.tiny.figures import Scenes
+from uae_jax.tiny.figures import Look, Scenes
 from uae_jax.training import configure, loop
 
 CONFIG = Path(__file__).with_name("config.py")
 START = "tiny"
+LOOK = Look(guidance=1.0)  # as the stages paint; with guidance it takes twice the time
 FIGURES = "figures.json"
 # Figure -> heading, in the order of the table.
 COLUMNS = {
@@ -35,7 +36,7 @@ COLUMNS = {
 LEGEND = (
     "All on scenes that nothing was trained on. unified: mean cosine of the four scorers, of which CLIP was rewarded; "
     "words: of a caption; precision, recall: of the attributes that captions state; painting: how much of the scene is "
-    "in what was painted from its caption."
+    "in what was painted from its caption, without guidance."
 )
 
 
@@ -76,7 +77,7 @@ def measured(model: Path | str, scenes: Scenes, title: str, quiet: bool) -> dict
     """The figures of one model, judged by the scorers that come with the package."""
     uae = UAE.from_pretrained(model, scorers={part.name: scorer_folder(part) for part in DEFAULT_PARTS})
     with tqdm.tqdm(total=len(scenes.images), desc=title, unit=" image", file=sys.stderr, disable=quiet) as bar:
-        return figures.loop(uae, scenes, bar.update)[0]
+        return figures.loop(uae, scenes, bar.update, LOOK)[0]
 
 
 def table(rows: dict[str, dict[str, float]]) -> str:

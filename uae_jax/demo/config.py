@@ -13,39 +13,40 @@ from uae_jax.training.configure import parse_arg
 
 _LEVELS, _WEIGHTS = ("medium", "long", "exhaustive"), (0.2, 0.4, 0.4)
 _TOKENS = 96  # of a caption: the encoder begins with some thirty, and time is short
+_GUIDANCE = 1.0  # none: half the work of painting, and what the decoder learns by reinforcement shows without it
 _LORA = {"mode": "lora", "rank": 16, "alpha": 32.0, "existing": "merge"}
 
 
 def get_config(arg=None):
     given = parse_arg(arg, steps=0).steps
     config = ConfigDict({"stages": ("pretrain", "cold_start", "understanding", "generation")})
-    config.pretrain = _stage("pretrain", "tiny", captions=True, steps=given or 60, batch=32, rate=3e-4)
+    config.pretrain = _stage("pretrain", "tiny", captions=True, steps=given or 40, batch=32, rate=3e-4)
     config.pretrain.settings.update({"max_tokens": _TOKENS, "pictures": 8})
-    config.cold_start = _stage("cold_start", "previous", captions=True, steps=given or 20, batch=8, rate=2e-4)
+    config.cold_start = _stage("cold_start", "previous", captions=True, steps=given or 12, batch=8, rate=2e-4)
     config.cold_start.settings.update(
-        _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "decoder": _LORA, "paint": _paint(4, 3.0)})
+        _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "decoder": _LORA, "paint": _paint(4)})
     )
     config.understanding = _stage(
-        "gen_for_understanding", "previous", captions=False, steps=given or 18, batch=6, rate=4e-4
+        "gen_for_understanding", "previous", captions=False, steps=given or 16, batch=6, rate=4e-4
     )
     config.understanding.settings.update(
-        _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "group": 8, "paint": _paint(6, 3.0)})
+        _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "group": 8, "kl": 5e-2, "paint": _paint(6)})
     )
     config.generation = _stage(
-        "understanding_for_gen", "previous", captions=False, steps=given or 16, batch=8, rate=3e-4
+        "understanding_for_gen", "previous", captions=False, steps=given or 10, batch=8, rate=6e-4
     )
-    config.generation.settings.update(_loop({"decoder": _LORA, **_fast()}))
+    config.generation.settings.update(_loop({"decoder": _LORA, **_nft()}))
     return config
 
 
-def _fast() -> dict:
+def _nft() -> dict:
     from uae_jax.stages.flow_grpo_settings import preset
 
-    return preset("fast", group=8, window=1, paint=_paint(8, 3.0))
+    return preset("nft", group=8, paint=_paint(8))
 
 
-def _paint(steps: int, guidance: float) -> dict:
-    return {"steps": steps, "guidance": guidance}
+def _paint(steps: int) -> dict:
+    return {"steps": steps, "guidance": _GUIDANCE}
 
 
 def _loop(settings: dict) -> dict:
@@ -65,7 +66,7 @@ def _stage(stage: str, model: str, *, captions: bool, steps: int, batch: int, ra
             "batch_size": batch,
             "log_every": 5,
             "evaluate_every": max(steps // 2, 1),
-            "evaluation_batches": 4,
+            "evaluation_batches": 2,
             "checkpoint_every": max(steps // 2, 1),
         }
     )

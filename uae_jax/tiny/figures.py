@@ -160,16 +160,6 @@ def painting(uae: UAE, scenes: Scenes, level: str, progress: Progress) -> tuple[
     return figures, paintings
 
 
-def loop(uae: UAE, scenes: Scenes, progress: Progress) -> tuple[dict[str, float], list[Reconstruction]]:
-    """Every image captioned greedily and painted again: each scorer, their mean, and what captions and paintings hold.
-
-    Returns:
-      the figures, and the reconstructions.
-    """
-    ratios, done = loop_by_scene(uae, scenes, progress)
-    return scene_scores.pooled(ratios), done
-
-
 @dataclasses.dataclass(frozen=True)
 class Look:
     """How the loop is gone through when it is measured; what is None is as the model has it.
@@ -185,6 +175,18 @@ class Look:
     conditioning: Literal["current", "base"] | None = None
     max_new_tokens: int | None = None
     guidance: float | None = None
+
+
+def loop(
+    uae: UAE, scenes: Scenes, progress: Progress, look: Look = Look()
+) -> tuple[dict[str, float], list[Reconstruction]]:
+    """Every image captioned greedily and painted again: each scorer, their mean, and what captions and paintings hold.
+
+    Returns:
+      the figures, and the reconstructions.
+    """
+    ratios, done = loop_by_scene(uae, scenes, progress, look)
+    return scene_scores.pooled(ratios), done
 
 
 def loop_by_scene(
