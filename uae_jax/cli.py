@@ -85,7 +85,7 @@ def _add_demo(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--workdir", type=options.local, default="runs/demo", metavar="DIR", help="of all stages (default: runs/demo)"
     )
-    parser.add_argument("--scenes", type=int, default=64, metavar="N", help="held-out scenes (default: 64)")
+    parser.add_argument("--scenes", type=int, default=48, metavar="N", help="held-out scenes (default: 48)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     _add_overrides(parser)
     parser.set_defaults(run=_demo, memory_advice=TRAINING_ADVICE)

@@ -72,6 +72,12 @@ def refusal(arrays) -> str:
     return str(caught.value)
 
 
+@pytest.fixture(params=[transfer._SMALL, 0], ids=["on the host", "on the devices"], autouse=True)
+def small(request, monkeypatch):
+    """Where stacks are put together: all of these are small."""
+    monkeypatch.setattr(transfer, "_SMALL", request.param)
+
+
 def test_every_value_lands_where_the_layout_says(tmp_path):
     arrays = published()
     params = load_pretrained(write(tmp_path / "a", arrays)).params

@@ -20,22 +20,23 @@ _LORA = {"mode": "lora", "rank": 16, "alpha": 32.0, "existing": "merge"}
 def get_config(arg=None):
     given = parse_arg(arg, steps=0).steps
     config = ConfigDict({"stages": ("pretrain", "cold_start", "understanding", "generation")})
-    config.pretrain = _stage("pretrain", "tiny", captions=True, steps=given or 40, batch=32, rate=3e-4)
+    config.pretrain = _stage("pretrain", "tiny", captions=True, steps=given or 30, batch=32, rate=3e-4)
     config.pretrain.settings.update({"max_tokens": _TOKENS, "pictures": 8})
-    config.cold_start = _stage("cold_start", "previous", captions=True, steps=given or 12, batch=8, rate=2e-4)
+    config.cold_start = _stage("cold_start", "previous", captions=True, steps=given or 10, batch=8, rate=2e-4)
     config.cold_start.settings.update(
         _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "decoder": _LORA, "paint": _paint(4)})
     )
     config.understanding = _stage(
-        "gen_for_understanding", "previous", captions=False, steps=given or 16, batch=6, rate=4e-4
+        "gen_for_understanding", "previous", captions=False, steps=given or 14, batch=6, rate=5e-4
     )
     config.understanding.settings.update(
         _loop({"encoder": {**_LORA, "frozen": ("vision/.*",)}, "group": 8, "kl": 5e-2, "paint": _paint(6)})
     )
     config.generation = _stage(
-        "understanding_for_gen", "previous", captions=False, steps=given or 10, batch=8, rate=6e-4
+        "understanding_for_gen", "previous", captions=False, steps=given or 8, batch=6, rate=6e-4
     )
     config.generation.settings.update(_loop({"decoder": _LORA, **_nft()}))
+    config.understanding.evaluate_every = max(config.understanding.steps // 2, 1)  # captions grow: look twice
     return config
 
 
@@ -65,7 +66,7 @@ def _stage(stage: str, model: str, *, captions: bool, steps: int, batch: int, ra
             "steps": steps,
             "batch_size": batch,
             "log_every": 5,
-            "evaluate_every": max(steps // 2, 1),
+            "evaluate_every": steps,
             "evaluation_batches": 2,
             "checkpoint_every": max(steps // 2, 1),
         }

@@ -37,8 +37,9 @@ def by_scene(
     truths = [world.detect(image) for image in originals]
     claims = [world.parse_caption(caption) for caption in captions]
     said = [world.score_caption(c, truth).attribute for c, truth in zip(claims, truths, strict=True)]
-    asked = [world.score_painting_of_caption(image, claim) for image, claim in zip(painted, claims, strict=True)]
-    meant = [world.score_painting(image, truth) for image, truth in zip(painted, truths, strict=True)]
+    found = [world.detect(image) for image in painted]
+    asked = [world.score_painting_of_caption(scene, claim) for scene, claim in zip(found, claims, strict=True)]
+    meant = [world.score_painting(scene, truth) for scene, truth in zip(found, truths, strict=True)]
     return {
         "attribute_precision": np.array([(tally.right, tally.claimed) for tally in said], np.float64),
         "attribute_recall": np.array([(tally.found, tally.present) for tally in said], np.float64),

@@ -21,6 +21,7 @@ from uae_jax.weights.safetensors import Tensor
 from uae_jax.weights.table import Entry, Table
 
 Progress = Callable[[int], None]
+_SMALL = 16 * 2**20  # bytes; of stacks that the host puts together, for which nothing need be compiled
 
 
 def published_shapes(table: Table, params: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -96,7 +97,7 @@ def load(
     """Fills a native tree from a checkpoint, tensor by tensor, straight into its sharding.
 
     A stack is allocated once on the devices and filled in place, so the host never holds more than about one
-    published tensor.
+    published tensor. Only small stacks are put together on the host.
 
     Args:
       table: the architecture's entries.
@@ -140,9 +141,11 @@ def _load_entry(
 
     if entry.layers is None:
         return put(fetch(entry.key), sharding)
-    layer = fetch(entry.keys[0])
-    stack = _program_of_zeros((len(entry.layers), *layer.shape), target, sharding)()
     one = None if sharding is None else jax.sharding.NamedSharding(sharding.mesh, _drop_first(sharding.spec))
+    layer = fetch(entry.keys[0])
+    if len(entry.layers) * layer.nbytes <= _SMALL:
+        return put(np.stack([layer, *map(fetch, entry.keys[1:])]), sharding)
+    stack = _program_of_zeros((len(entry.layers), *layer.shape), target, sharding)()
     set_layer = _set_layer(sharding)
     for i, key in enumerate(entry.keys):
         stack = set_layer(stack, put(fetch(key) if layer is None else layer, one), i)

@@ -247,15 +247,17 @@ def _masks(
 
 def _soften(masks: np.ndarray) -> np.ndarray:
     """Spreads [K, H, W] by (1, 2, 1) / 4 along both axes; beyond the edge it goes on as at the edge."""
-    for axis in (1, 2):
-        masks = np.moveaxis(masks, axis, 0)
-        wide = 2 * masks
-        wide[1:] += masks[:-1]
-        wide[:-1] += masks[1:]
-        wide[0] += masks[0]
-        wide[-1] += masks[-1]
-        masks = np.moveaxis(wide, 0, axis)
-    return masks / 16
+    down = 2 * masks
+    down[:, 1:] += masks[:, :-1]
+    down[:, :-1] += masks[:, 1:]
+    down[:, 0] += masks[:, 0]
+    down[:, -1] += masks[:, -1]
+    both = 2 * down
+    both[:, :, 1:] += down[:, :, :-1]
+    both[:, :, :-1] += down[:, :, 1:]
+    both[:, :, 0] += down[:, :, 0]
+    both[:, :, -1] += down[:, :, -1]
+    return both / 16
 
 
 def _misfit(part: _Part, cover: np.ndarray, main: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

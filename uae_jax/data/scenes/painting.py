@@ -44,18 +44,27 @@ class PaintingScore:
         return float(all(value == 1 for value in dataclasses.astuple(self)))
 
 
-def score_painting(image: np.ndarray, scene: Scene) -> PaintingScore:
-    """Compares a painted image, uint8 [S, S, 3], with all there is in a scene but relations."""
-    return judge(claims_of(scene), detect(image))
+def score_painting(image: np.ndarray | Scene, scene: Scene) -> PaintingScore:
+    """Compares a painting with all there is in a scene but relations.
+
+    Args:
+      image: u8[S, S, 3], or what `detect` found in it: looking takes most of the time, and serves several questions.
+      scene: what was to be painted.
+    """
+    return judge(claims_of(scene), _found(image))
 
 
-def score_painting_of_caption(image: np.ndarray, caption: str | Claims) -> PaintingScore:
-    """Compares a painted image, uint8 [S, S, 3], with what a caption asks for.
+def score_painting_of_caption(image: np.ndarray | Scene, caption: str | Claims) -> PaintingScore:
+    """Compares a painting, as in `score_painting`, with what a caption asks for.
 
     What the caption leaves open may be painted in any way; objects that it does not mention may not, unless it states a
     larger number of them ("there are three objects").
     """
-    return judge(parse_caption(caption) if isinstance(caption, str) else caption, detect(image))
+    return judge(parse_caption(caption) if isinstance(caption, str) else caption, _found(image))
+
+
+def _found(image: np.ndarray | Scene) -> Scene:
+    return image if isinstance(image, Scene) else detect(image)
 
 
 def judge(claims: Claims, found: Scene) -> PaintingScore:
