@@ -26,12 +26,14 @@ def recorded(**means):
 @pytest.fixture
 def bench(monkeypatch, tmp_path, capsys):
     """Runs the command; training leaves an empty model, and measuring gives what is recorded for it."""
-    done = {"trained": [], "measured": []}
+    done = {"trained": [], "measured": [], "stages": 0}
 
     def train(stages, folder, quiet):
-        done["trained"].append((folder.name, [experiment.settings.reward for _, experiment in stages]))
+        done["trained"].append((folder.name, [getattr(e.settings, "reward", ()) for _, e in stages]))
         for number, (name, _) in enumerate(stages, start=1):
-            (folder / f"{number}_{name}" / "model").mkdir(parents=True)
+            model = folder / f"{number}_{name}" / "model"
+            done["stages"] += not model.exists()
+            model.mkdir(parents=True, exist_ok=True)
 
     def measure(model, scenes, look):
         done["measured"].append((model, look))
@@ -102,6 +104,22 @@ def test_the_list_tells_what_is_left_and_trains_nothing(bench, tmp_path):
     assert after[0].split()[0] == "done" and "done" not in after[1]  # reward/clip is group/8
 
 
+def test_stages_that_several_runs_share_are_trained_once(bench, tmp_path):
+    """Of six chains of the four stages P, C, U, G: P, PC, PCU, PCUG, C, CU, CUG, PU, PUG, PCG, PCGU; not 20."""
+    run, done = bench
+    listed = run("--only", "order", "--seeds", "0", "--list").out
+    run("--only", "order", "--seeds", "0")
+    assert len(done["trained"]) == 6 - 1  # one chain is the beginning of another
+    assert done["stages"] == 11
+    by_name = {folder.name: folder for folder in (tmp_path / "runs").iterdir()}
+    whole, parted = (
+        next(by_name[line.split()[6]] for line in listed.splitlines() if line.endswith(f"order/{arm}"))
+        for arm in ("all", "without_understanding")
+    )
+    assert (parted / "2_cold_start").resolve() == whole / "2_cold_start"
+    assert not (parted / "3_generation").is_symlink()
+
+
 def test_a_seed_twice_is_refused(bench):
     run, _ = bench
     assert "each seed once" in run("--seeds", "1", "1", code=1).err
@@ -133,7 +151,8 @@ QUICK = '''"""Does the interface matter?"""
 from ml_collections import ConfigDict
 from uae_jax.training.configure import parse_arg
 
-ARMS = {{"text": {{"max_new_tokens": 3}}, "answer_hidden": {{"max_new_tokens": 3}}}}
+CUT = {{"max_new_tokens": 3}}
+ARMS = {{"text": CUT, "answer_hidden": CUT, "text_twice": CUT}}
 AGAINST = "untrained"
 
 
@@ -141,12 +160,16 @@ def get_config(arg=None):
     arg = parse_arg(arg, arm="text", seed=0, steps=1)
     scenes = {{"kind": "scenes", "scenes": {{"count": 16, "seed": 0, "size": 64, "levels": ()}}}}
     paint = {{"steps": 2, "guidance": 1.0}}
-    settings = {{"model": "{model}", "interface": arg.arm, "group": 2, "paint": paint, "pictures": 0}}
+    settings = {{"model": "{model}", "group": 2, "paint": paint, "pictures": 0}}
+    settings["interface"] = arg.arm.removesuffix("_twice")
     settings |= {{"text": {{"max_tokens": 4, "max_pixels": 1024}}, "reward": ({{"name": "clip"}},), "kl": 0.0}}
     settings["encoder"] = {{"mode": "lora", "rank": 2, "frozen": ("vision/.*",)}}
     data = {{"sources": [scenes], "resolution": 64, "with_captions": False}}
     run = {{"steps": arg.steps, "batch_size": 8, "seed": arg.seed, "log_every": 1, "checkpoint_every": 1}}
-    return ConfigDict({{"stage": "gen_for_understanding", "settings": settings, "data": data, **run}})
+    first = {{"stage": "gen_for_understanding", "settings": settings, "data": data, **run}}
+    again = {{**first, "settings": {{**settings, "model": "previous"}}}}
+    names = ("first", "second") if arg.arm == "text_twice" else ("first",)
+    return ConfigDict({{"stages": names, "first": first, **({{"second": again}} if len(names) == 2 else {{}})}})
 '''
 
 
@@ -159,11 +182,12 @@ def test_real_runs_go_the_whole_way(tmp_path, capsys):
     arguments = ["--workdir", str(tmp_path / "work"), "--configs", str(tmp_path / "ablations"), "--seeds", "3"]
     assert cli.main(["bench", "ablate", *arguments, "--scenes", "2", "--json", "--quiet"]) == 0
     arms = json.loads(capsys.readouterr().out)["quick"]["arms"]
-    assert list(arms) == ["text", "answer_hidden"]
+    assert list(arms) == ["text", "answer_hidden", "text_twice"]
     for arm in arms.values():
         assert {"unified", "held_out", "clip", "dinov3", "painting_accuracy"} <= set(arm["figures"])
         assert arm["figures"]["words"]["treated"] <= 4  # cut
-    assert (
-        sorted(path.name.split("+")[0] for path in (tmp_path / "work/runs").iterdir()) == ["gen_for_understanding"] * 2
-    )
-    assert len(list((tmp_path / "work/measured").iterdir())) == 4  # either arm, and where it started, as it is measured
+    runs = {tuple(path.name.split("+")[:-1]): path for path in (tmp_path / "work/runs").iterdir()}
+    assert sorted(runs) == [("first",), ("first", "second")]  # two of the former
+    link = runs["first", "second"] / "1_first"
+    assert link.is_symlink() and link.resolve().parent == tmp_path / "work/runs"
+    assert len(list((tmp_path / "work/measured").iterdir())) == 5  # each, and where two kinds of them started

@@ -1,6 +1,6 @@
 """What `uae bench ablate` does.
 
-WORKDIR/runs/NAME/      each training, a folder of `uae train`
+WORKDIR/runs/NAME/      each training, a folder of `uae train`; stages that another one has gone through are links
 WORKDIR/measured/       figures of each model and scene
 WORKDIR/ablations.json  the table, and in ablations.md to read
 """
@@ -11,7 +11,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from uae_jax.tiny import compare
 from uae_jax.tiny.compare import Ratios
 from uae_jax.tiny.figures import Look, Scenes
 from uae_jax.training import loop
+from uae_jax.training.loop import MODEL, stage_folders
 
 
 def ablate(args: argparse.Namespace) -> int:
@@ -39,6 +40,7 @@ def ablate(args: argparse.Namespace) -> int:
         print(listing(runs, each, workdir))
         return 0
     for number, (name, run) in enumerate(each.items(), start=1):
+        link_shared(run, each.values(), workdir / "runs")
         if not run.result(workdir / "runs" / name).is_dir():
             print(f"uae: run {number} of {len(each)}: {run.config}", file=sys.stderr)
             loop.train_stages(run.stages, workdir / "runs" / name, quiet=args.quiet)
@@ -53,6 +55,16 @@ def ablate(args: argparse.Namespace) -> int:
     return 0
 
 
+def link_shared(run: Run, others: Iterable[Run], folder: Path) -> None:
+    """Has a run find the stages that it shares with others done, as far as they are: links to the others' folders."""
+    for other in others:
+        owns, theirs = (stage_folders(each.stages, folder / each.name) for each in (run, other))
+        for own, done in list(zip(owns, theirs, strict=False))[: run.shared(other)]:
+            if (done / MODEL).is_dir() and not own.exists():
+                own.parent.mkdir(parents=True, exist_ok=True)
+                own.symlink_to(os.path.relpath(done, own.parent), target_is_directory=True)
+
+
 def listing(runs: Mapping[str, Mapping[str, Sequence[Run]]], each: Mapping[str, Run], workdir: Path) -> str:
     """A line for each run: what it costs, whether it is done, and which arms it serves."""
     serves: dict[str, list[str]] = {name: [] for name in each}
@@ -61,8 +73,9 @@ def listing(runs: Mapping[str, Mapping[str, Sequence[Run]]], each: Mapping[str, 
             for run in seeds:
                 serves[run.name].append(f"{study}/{arm}")
     lines, left, speeds = [], 0.0, cost.observed(each.values(), workdir / "runs")
-    for name, run in each.items():
-        done, takes = run.result(workdir / "runs" / name).is_dir(), cost.seconds(run, speeds)
+    for number, (name, run) in enumerate(each.items()):
+        done = run.result(workdir / "runs" / name).is_dir()
+        takes = cost.seconds(run, speeds, list(each.values())[:number])
         left += 0.0 if done else takes
         told = "done" if done else cost.spoken(takes)
         seed = run.stages[0][1].seed

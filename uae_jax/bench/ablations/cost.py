@@ -16,10 +16,17 @@ from uae_jax.training.loop import stage_folders
 SECONDS = {"pretrain": 0.05, "cold_start": 0.3, "gen_for_understanding": 0.2, "understanding_for_gen": 0.2}
 
 
-def seconds(run: Run, speeds: Mapping[str, float] = {}) -> float:
-    """Of all its stages, without compiling, evaluating and measuring; `speeds` as of `observed`."""
+def seconds(run: Run, speeds: Mapping[str, float] = {}, before: Iterable[Run] = ()) -> float:
+    """Of the stages that it does not share with a run before it, without compiling, evaluating and measuring.
+
+    Args:
+      run: what will be trained.
+      speeds: as of `observed`.
+      before: what will have been trained by then.
+    """
     known = {**SECONDS, **speeds}
-    return sum(known.get(e.stage, 0.0) * e.steps * _rows(e) for _, e in run.stages)
+    own = run.stages[max(map(run.shared, before), default=0) :]
+    return sum(known.get(e.stage, 0.0) * e.steps * _rows(e) for _, e in own)
 
 
 def observed(runs: Iterable[Run], folder: Path) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -67,6 +68,11 @@ class Run:
     def result(self, folder: Path) -> Path:
         """Its model, which is there when it is done."""
         return stage_folders(self.stages, folder)[-1] / MODEL
+
+    def shared(self, other: "Run") -> int:
+        """How many of its stages, from the first on, are those of another run, and need be trained once."""
+        together = zip(self.stages, other.stages, strict=False)
+        return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], together)))
 
 
 @dataclasses.dataclass(frozen=True)
