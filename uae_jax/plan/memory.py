@@ -23,6 +23,7 @@ from uae_jax.stages.towers import TowerConfig
 # In widths per token:
 AT_WORK = 34.0  # what the layer that is at work holds, forwards and backwards
 KEPT = {"none": 22.0, "dots": 12.0, "full": 1.0}  # what every other layer keeps for its way back, by remat
+_TILE = 8  # rows, to which a TPU pads
 _BLOCK = 8.0  # of a residual block of the VAE: its arrays at full size that the way back needs
 
 
@@ -132,9 +133,20 @@ def _cast(params: Any, dtype: Any) -> float:
 
 
 def _laid_out_anew(run: Run, frozen: Any) -> float:
-    """What the decoder has frozen is copied into another layout before a loop over denoising steps has gradients."""
-    loops = run.staged.experiment.stage == "understanding_for_gen"
-    return chip_bytes(frozen["decoder"]) if loops else 0.0
+    """What the decoder has frozen and the compiler copies before a loop over denoising steps that has gradients.
+
+    All that is split over chips, as it is gathered in another layout. Of weights that lie whole on a chip the stacked
+    modulations alone, [layers, width, 6, width]. In the copies those six are padded to eight, a tile's rows.
+    """
+    if run.staged.experiment.stage != "understanding_for_gen":
+        return 0.0
+    total = 0.0
+    for leaf in jax.tree.leaves(frozen["decoder"]):
+        if leaf.ndim > 3:
+            total += chip_bytes(leaf) * -(-leaf.shape[-2] // _TILE) * _TILE / leaf.shape[-2]
+        elif is_split(leaf, "fsdp"):
+            total += chip_bytes(leaf)
+    return total
 
 
 def _per_sample(run: Run) -> float:
