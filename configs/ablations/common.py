@@ -40,9 +40,15 @@ def read_loop(arg, arms):
 
 def chain(options, names, **settings) -> ConfigDict:
     """Stages one after the other, with these settings changed in each."""
-    config = sizes.chain(options, [(name, STAGES[name]) for name in names], options.steps)
+    config = unguided(sizes.chain(options, [(name, STAGES[name]) for name in names], options.steps))
     for name in names:
+        config[name].settings.update(ConfigDict(settings))
+    return config
+
+
+def unguided(config: ConfigDict) -> ConfigDict:
+    """Stages that paint without guidance, where they paint."""
+    for name in config.stages:
         if "paint" in config[name].settings:
             config[name].settings.paint.guidance = 1.0
-        config[name].settings.update(ConfigDict(settings))
     return config

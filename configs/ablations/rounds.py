@@ -18,4 +18,4 @@ def get_config(arg=None):
     if options.arm == "one":
         return common.chain(options, common.LOOP)
     count = COUNTS[options.arm]
-    return sizes.chain(options, alternate.rounds(count), max(options.steps // count, 1))
+    return common.unguided(sizes.chain(options, alternate.rounds(count), max(options.steps // count, 1)))

@@ -101,6 +101,17 @@ def test_rounds_are_of_as_many_updates_in_all():
         experiments = [experiment for _, experiment in STUDIES["rounds"].run(arm, 0, steps=40).stages]
         assert [e.stage for e in experiments] == ["gen_for_understanding", "understanding_for_gen"] * count
         assert [e.steps for e in experiments] == [40 // count] * 2 * count
+        for number, experiment in enumerate(experiments):  # nothing else tells them apart, guidance least of all
+            (_, once) = STUDIES["rounds"].run("one", 0, steps=40).stages[number % 2]
+            changed = {line.split(": ")[0] for line in configure.differences(once, experiment)}
+            assert changed <= {"steps", "evaluation.every", "checkpoint.every", "settings.model"}, changed
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_all_arms_paint_without_guidance(study):
+    for arm in STUDIES[study].arms:
+        settings = [e.settings for _, e in STUDIES[study].run(arm, 0).stages]
+        assert {s.paint.guidance for s in settings if hasattr(s, "paint")} == {1.0}
 
 
 def test_what_is_trained_alike_is_trained_once():
