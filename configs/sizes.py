@@ -15,6 +15,7 @@ from uae_jax.training.configure import parse_arg
 LONG = ("long", "exhaustive")
 LEVELS, WEIGHTS = ("short", "medium", "long", "exhaustive"), (0.1, 0.3, 0.3, 0.3)
 TRAIN_SEED, HELD_OUT_SEED = 20, 1  # of scenes; the embedded models were trained on others
+ROUND = 1000  # between the seeds of a stage and of the same one in the next round
 # Name, weight, published scorer. CLIP is rewarded, as in the paper; the others show whether it is being gamed.
 PUBLISHED = (
     ("clip", 1.0, "openai/clip-vit-large-patch14"),
@@ -82,6 +83,8 @@ def run(options: SimpleNamespace, stage: str, settings: ConfigDict, data: dict[s
 def chain(options: SimpleNamespace, stages: list[tuple[str, ModuleType]], steps: int) -> ConfigDict:
     """Stages one after the other, each from the last one's result, of so many steps each.
 
+    A stage that comes again sees other pictures in another order, and draws other noise, than the time before.
+
     Args:
       options: of `read`; the first stage starts from its model.
       stages: name, and the file beside this one that has its `experiment`.
@@ -89,7 +92,9 @@ def chain(options: SimpleNamespace, stages: list[tuple[str, ModuleType]], steps:
     """
     config = ConfigDict({"stages": tuple(name for name, _ in stages)})
     for number, (name, module) in enumerate(stages):
-        own = SimpleNamespace(**{**vars(options), **({"model": "previous"} if number else {})})
+        before = sum(module is other for _, other in stages[:number])
+        own = SimpleNamespace(**{**vars(options), "seed": options.seed + ROUND * before})
+        own.model = "previous" if number else options.model
         config[name] = module.experiment(own, steps)
     return config
 

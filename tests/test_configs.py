@@ -42,3 +42,9 @@ def test_stages_that_take_turns_paint_alike():
     for size in ("tiny", "full"):
         experiments = configure.load_config(str(ROOT / f"configs/alternate.py:size={size},rounds=2"))
         assert len({experiment.settings.paint.guidance for _, experiment in experiments}) == 1
+
+
+def test_a_stage_that_comes_again_sees_other_pictures():
+    experiments = configure.load_config(str(ROOT / "configs/alternate.py:rounds=3,seed=2"))
+    seeds = [(experiment.seed, experiment.data.sources[0].scenes.seed) for _, experiment in experiments]
+    assert seeds[0] == seeds[1] == (2, 22) and len(set(seeds)) == 3  # both stages of a round may see the same ones

@@ -32,7 +32,7 @@ def test_all_arms_of_all_ablations_are_there_and_load():
             assert [experiment.settings.model for _, experiment in run.stages[1:]] == ["previous"] * (
                 len(run.stages) - 1
             )
-            assert all(experiment.seed == 1 for _, experiment in run.stages)
+            assert all(experiment.seed % 1000 == 1 for _, experiment in run.stages)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,10 @@ def test_rounds_are_of_as_many_updates_in_all():
         for number, experiment in enumerate(experiments):  # nothing else tells them apart, guidance least of all
             (_, once) = STUDIES["rounds"].run("one", 0, steps=40).stages[number % 2]
             changed = {line.split(": ")[0] for line in configure.differences(once, experiment)}
-            assert changed <= {"steps", "evaluation.every", "checkpoint.every", "settings.model"}, changed
+            pictures = (
+                {"seed", "data.sources[0].scenes.seed"} if number > 1 else set()
+            )  # others in every round, as in one long one
+            assert pictures <= changed <= pictures | {"steps", "evaluation.every", "settings.model"}, changed
 
 
 @pytest.mark.parametrize("study", STUDIES)
