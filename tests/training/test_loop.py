@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tests.training import NOT_REPEATED, toy
 from uae_jax.data.config import DataConfig, ScenesConfig, SourceConfig
 from uae_jax.errors import RunError
 from uae_jax.stages import registry
-from uae_jax.training import loop
+from uae_jax.training import loop, results
 from uae_jax.training.config import EMAConfig, Experiment, MeshConfig, OptimiserConfig
 from uae_jax.training.metrics import read_history
 
@@ -143,9 +144,47 @@ def test_a_run_can_be_made_longer(tmp_path):
 def test_a_folder_of_another_run_is_refused(tmp_path):
     loop.train(experiment(steps=3), tmp_path)
     before = (tmp_path / "config.json").read_text()
-    with pytest.raises(ValueError, match=r"optimiser.learning_rate: 0.05 -> 0.5"):
-        loop.train(experiment(steps=3, optimiser=OptimiserConfig(learning_rate=0.5, warmup=2)), tmp_path)
+    with pytest.raises(ValueError, match=r"optimiser.warmup: 2 -> 1"):
+        loop.train(experiment(steps=3, optimiser=OptimiserConfig(learning_rate=0.05, warmup=1)), tmp_path)
     assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_run_may_go_on_at_another_rate_and_says_so(tmp_path, capsys):
+    loop.train(experiment(steps=3), tmp_path)
+    slower = OptimiserConfig(learning_rate=0.01, warmup=2)
+    loop.train(experiment(steps=5, optimiser=slower), tmp_path)
+    assert (
+        "goes on with other settings: optimiser.learning_rate: 0.05 -> 0.01; steps: 3 -> 5" in capsys.readouterr().err
+    )
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert max(line["learning_rate"] for line in lines if line["step"] > 3 and "learning_rate" in line) <= 0.01
+
+
+def test_killed_while_a_longer_run_writes_its_result_it_is_written_after_all(tmp_path, monkeypatch):
+    loop.train(experiment(steps=3), tmp_path)
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(toy.Toy, "save", killed)
+        loop.train(experiment(steps=5), tmp_path)
+    assert result(tmp_path / "model")["seen"] == 3 * 8 and results.finished(tmp_path) == 3
+    loop.train(experiment(steps=5), tmp_path)
+    assert result(tmp_path / "model")["seen"] == 5 * 8 and results.finished(tmp_path) == 5
+
+
+def test_what_follows_a_stage_does_not_go_on_from_another_result_of_it(tmp_path):
+    stages = lambda first: [  # noqa: E731
+        ("first", experiment(steps=first)),
+        ("second", experiment(steps=3, settings=toy.Settings(model="previous"))),
+    ]
+    loop.train_stages(stages(3), tmp_path)
+    loop.train_stages(stages(3), tmp_path)
+    with pytest.raises(ValueError, match=r"2_second: began from .*1_first as of step 3, which is of step 5 now"):
+        loop.train_stages(stages(5), tmp_path)
+    shutil.rmtree(tmp_path / "2_second")
+    loop.train_stages(stages(5), tmp_path)
 
 
 def test_a_folder_of_an_earlier_version_goes_on(tmp_path):

@@ -52,6 +52,17 @@ def test_too_many_in_a_row_end_the_run():
     assert counts.count == 5 and "d" not in counts.samples
 
 
+def test_a_step_that_made_some_of_its_updates_ends_no_run():
+    counts = BadSteps(2)
+    [whole, half] = counts.update([reading(1, True, "a"), reading(2, 0.5, "b")])
+    assert (
+        "nothing was updated (1 in a row" in whole and "50% of its updates were left out (0 in a row, 2 in all)" in half
+    )
+    assert counts.update([reading(3, True, "c")]) and counts.in_a_row == 1
+    with pytest.raises(NonFiniteError, match="steps 3 to 4: "):
+        counts.update([reading(4, True, "d")])
+
+
 def test_a_resumed_run_goes_on_counting():
     counts = BadSteps(3)
     counts.update([reading(1, True, "a"), reading(2, True, "b")])

@@ -14,10 +14,11 @@ from uae_jax.training.state import abstract, make_state
 from uae_jax.training.update import averaged, make_step
 
 
-def started(mesh=None, ema=0.0, settings=toy.Settings(), **config):
+def started(mesh=None, ema=0.0, settings=toy.Settings(), updates=1, **config):
     """A toy run before its first step: (step, state, frozen)."""
     mesh = mesh or make_mesh(devices=jax.devices()[:1])
     stage = toy.Toy(settings)
+    stage.updates = updates
     parts = stage.load(mesh)
     optimiser = make_optimiser(OptimiserConfig(learning_rate=0.1, warmup=0, schedule="constant", clip=0.0), 100)
     state = make_state(parts, optimiser, 0, ema > 0, mesh)
@@ -86,6 +87,30 @@ def test_after_too_many_in_a_row_nothing_moves_any_more():
     state, metrics = step(state, frozen, toy.batch())
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(state.params))
     assert metrics["nonfinite"] == 1 and int(state.nonfinite_in_a_row) == 4
+
+
+def test_of_several_updates_each_is_refused_by_itself():
+    # Sample 5 is in the second of two parts: the first update is made, as often as it takes; the step is half bad.
+    step, state, frozen = started(updates=2, max_nonfinite=2)
+    bad = toy.batch()
+    bad["x"][5, 0] = np.nan
+    for _ in range(3):
+        before = jax.device_get(state.params)
+        state, metrics = step(state, frozen, bad)
+        moved = jax.tree.map(lambda a, b: (a != b).any(), before, jax.device_get(state.params))
+        assert all(jax.tree.leaves(moved)) and int(state.nonfinite_in_a_row) == 0
+        assert metrics["nonfinite"] == 0.5 and np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+        assert np.flatnonzero(metrics["bad_examples"]).tolist() == [5]
+
+
+def test_too_many_in_a_row_are_counted_in_steps():
+    step, state, frozen = started(updates=2, max_nonfinite=2)
+    bad = toy.batch()
+    bad["y"][:] = np.inf
+    state, metrics = step(state, frozen, bad)  # two updates, but one step: the next may still change something
+    assert metrics["nonfinite"] == 1 and int(state.nonfinite_in_a_row) == 1
+    state, metrics = step(state, frozen, toy.batch())
+    assert metrics["nonfinite"] == 0 and int(state.nonfinite_in_a_row) == 0
 
 
 def test_noise_depends_on_the_step_and_on_nothing_else():

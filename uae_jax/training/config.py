@@ -62,7 +62,8 @@ class EMAConfig:
     """An exponential moving average of the parameters, which evaluation, pictures and the result use.
 
     Attributes:
-      decay: 0 keeps none. At update n it is min(decay, (1 + n) / (10 + n)), so that the start is forgotten.
+      decay: 0 keeps none. At its own step n, from 0, it is min(decay, (1 + n) / (10 + n)), so that the start is
+        forgotten: also with `every`, where others count updates and a short run's average stays near its start.
       every: updates between two of its steps.
     """
 

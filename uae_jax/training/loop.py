@@ -5,7 +5,7 @@ workdir/checkpoints/        see `uae_jax.training.checkpoints`
 workdir/metrics.jsonl       one line per reading; TensorBoard events lie beside it
 workdir/pictures/           what evaluations drew
 workdir/profile/            where the time goes, where that was asked for
-workdir/model/              the result, once the last step is done
+workdir/model/              the result, once the last step is done; see `uae_jax.training.results`
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from uae_jax.parallel import global_arrays, processes
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.stages import registry
 from uae_jax.stages.base import Parts, Stage
-from uae_jax.training import configure, pictures
+from uae_jax.training import configure, pictures, results
 from uae_jax.training.checkpoints import CheckpointStore
 from uae_jax.training.compilations import Compilations
 from uae_jax.training.config import Experiment
@@ -39,10 +39,10 @@ from uae_jax.training.optimisers import make_optimiser, schedule
 from uae_jax.training.preemption import Preemption
 from uae_jax.training.profiling import Profiler
 from uae_jax.training.progress import Progress
+from uae_jax.training.results import MODEL
 from uae_jax.training.state import TrainState, abstract, make_state
 from uae_jax.training.update import make_step
 
-MODEL = "model"
 PREVIOUS = "previous"
 Tree = Any
 
@@ -69,17 +69,19 @@ def train_stages(experiments: Sequence[tuple[str, Experiment]], workdir: Path, *
       ValueError: if something does not fit; before anything is allocated.
       Stopped: on SIGTERM, after saving.
     """
-    results: dict[str, Path] = {}
+    models: dict[str, Path] = {}
     beside: dict[str, str] = {}  # the same, as seen from a stage's own folder
     workdir = paths.as_path(workdir)
     for (name, experiment), folder in zip(experiments, stage_folders(experiments, workdir), strict=True):
         started, recorded = (
             dataclasses.replace(experiment, settings=_with_results(experiment.settings, found, name))
-            for found in (results, beside)
+            for found in (models, beside)
         )
-        results[name] = train(started, folder, name=name, quiet=quiet, recorded=recorded)
+        used = _results_in(recorded.settings, beside)
+        began = {beside[other]: models[other].parent for other in used}
+        models[name] = train(started, folder, name=name, quiet=quiet, recorded=recorded, began=began)
         beside[name] = f"../{folder.name}/{MODEL}"
-    return list(results.values())
+    return list(models.values())
 
 
 def stage_folders(experiments: Sequence[tuple[str, Experiment]], workdir: Path) -> list[Path]:
@@ -104,6 +106,12 @@ def _with_results(settings: Any, results: dict[str, Any], name: str) -> Any:
     return dataclasses.replace(settings, **changed)
 
 
+def _results_in(settings: Any, results: dict[str, str]) -> list[str]:
+    """The stages whose results are in settings."""
+    values = [getattr(settings, field.name) for field in dataclasses.fields(settings)]
+    return [name for name, result in results.items() if result in values]
+
+
 def train(
     experiment: Experiment,
     workdir: Path,
@@ -111,12 +119,14 @@ def train(
     name: str = "",
     quiet: bool = False,
     recorded: Experiment | None = None,
+    began: Mapping[str, Path] = {},
 ) -> Path:
     """Runs one stage from its last checkpoint, or from the start, to its end; see `train_stages`.
 
     Args:
       recorded: the experiment as `workdir` is to remember it, if other than as it is run: with no path in it by which
         this machine finds the folder.
+      began: earlier results that it begins from, see `results.begin`.
     """
     workdir = paths.as_path(workdir)
     stage = registry.find(experiment.stage)(experiment.settings, experiment.seed)
@@ -124,10 +134,13 @@ def train(
     if experiment.profile_steps and paths.is_remote(workdir):
         raise ValueError(f"{workdir}: profile_steps={experiment.profile_steps}, but profiles go to local workdirs only")
     check_batch(experiment, mesh, stage.updates)
-    remember(recorded or experiment, workdir)
+    changed = remember(recorded or experiment, workdir)
+    results.begin(workdir, began)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
         run = stack.enter_context(Run(experiment, stage, mesh, workdir, name or experiment.stage, quiet))
+        if changed:
+            run.progress.note(f"{run.name}: goes on with other settings: {'; '.join(changed)}")
         result = run.to_the_end()
         if run.preemption.requested:  # after its last step; whatever comes next has handlers of its own
             raise Stopped(f"{run.name}: told to stop, and done; the same command goes on from there")
@@ -146,8 +159,11 @@ def check_batch(experiment: Experiment, mesh: Mesh, updates: int = 1) -> None:
         )
 
 
-def remember(experiment: Experiment, workdir: Path) -> None:
+def remember(experiment: Experiment, workdir: Path) -> list[str]:
     """Writes what the run is into its folder; refuses a folder of another run.
+
+    Returns:
+      what has changed since, of what may; on the main process.
 
     Raises:
       ValueError: if the folder belongs to a run with other settings; names them.
@@ -155,12 +171,13 @@ def remember(experiment: Experiment, workdir: Path) -> None:
     """
     file = workdir / "config.json"
     # One process looks and writes; the others wait for it, as they might read what it is just writing.
-    if processes.is_main():
-        _remember(experiment, file)
+    changed = _remember(experiment, file) if processes.is_main() else []
     processes.from_main(None)
+    return changed
 
 
-def _remember(experiment: Experiment, file: Path) -> None:
+def _remember(experiment: Experiment, file: Path) -> list[str]:
+    changed = []
     with paths.os_errors(file):
         before = json.loads(file.read_text()) if file.exists() else None
     if before is not None:
@@ -174,6 +191,7 @@ def _remember(experiment: Experiment, file: Path) -> None:
     with paths.os_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     paths.write(file, json.dumps(configure.to_json(experiment), indent=2) + "\n")
+    return changed
 
 
 def _completed(record: dict) -> dict:
@@ -184,9 +202,9 @@ def _completed(record: dict) -> dict:
         return record
 
 
-# What only says how long to go on, on what, and how often to look: it may change between two starts.
+# What only says how long to go on, how fast, on what, and how often to look: it may change between two starts.
 _FREE = ("steps", "log_every", "evaluat", "validation", "checkpoint_every", "keep", "max_nonfinite", "mesh")
-_FREE += ("profile_steps", "data.workers", "data.buffer", "data.max_bad_fraction")
+_FREE += ("profile_steps", "data.workers", "data.buffer", "data.max_bad_fraction", "optimiser.learning_rate")
 
 
 class Run:
@@ -259,7 +277,7 @@ class Run:
         """Steps until the last one is done; returns the model folder."""
         experiment, result = self.experiment, self.workdir / MODEL
         start = int(self.state.step)
-        if start >= experiment.steps and processes.from_main(paths.is_whole(result)):
+        if start >= experiment.steps and processes.from_main(results.finished(self.workdir)) == start:
             self.progress.note(f"{self.name}: done already, {result}")
             return result
         if start < experiment.steps:
@@ -267,7 +285,7 @@ class Run:
         self.store.wait()
         params = self.state.params if self.state.ema is None else self.state.ema
         self.stage.save(params, self.state.stage, self.frozen, result)
-        processes.from_main(None)  # what comes next may read it
+        results.finish(self.workdir, int(self.state.step))
         self.progress.note(f"{self.name}: {result}")
         return result
 

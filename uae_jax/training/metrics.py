@@ -68,7 +68,7 @@ def _number(value: Any) -> Any:
 
 
 def _means(readings: Sequence[Reading]) -> dict[str, float]:
-    fine = [reading for reading in readings if not reading.metrics.get("nonfinite")] or readings
+    fine = [reading for reading in readings if reading.metrics.get("nonfinite", 0) < 1] or readings
     names = {name: None for reading in readings for name, value in reading.metrics.items() if np.ndim(value) == 0}
     means = {}
     for name in names:

@@ -48,6 +48,8 @@ class BadSteps:
             if not reading.metrics.get("nonfinite"):
                 self.in_a_row, self._recent = 0, []
                 continue
+            if reading.metrics["nonfinite"] < 1:  # of several updates some were made
+                self.in_a_row, self._recent = 0, []
             messages.append(self._bad(reading))
             if self.in_a_row >= self.max_in_a_row:
                 raise NonFiniteError(self._explanation())
@@ -57,15 +59,18 @@ class BadSteps:
         mask = np.asarray(reading.metrics.get("bad_examples", ()), bool)
         known = mask.any() and len(mask) == len(reading.ids)
         suspects = [str(i) for i, bad in zip(reading.ids, mask, strict=True) if bad] if known else list(reading.ids)
+        share = float(reading.metrics["nonfinite"])
         self.count += 1
-        self.in_a_row += 1
-        self._recent.append((reading.step, suspects))
+        if share == 1:
+            self.in_a_row += 1
+            self._recent.append((reading.step, suspects))
         for name in suspects:
             if name in self.samples or len(self.samples) < _KEPT:
                 self.samples[name] += 1
         which = "samples whose loss is no number" if known else "one of its samples"
+        lost = "nothing was updated" if share == 1 else f"{share:.0%} of its updates were left out"
         return (
-            f"step {reading.step}: loss or gradient is no finite number, nothing was updated "
+            f"step {reading.step}: loss or gradient is no finite number, {lost} "
             f"({self.in_a_row} in a row, {self.count} in all); {which}: {_listed(suspects)}"
         )
 
@@ -75,8 +80,8 @@ class BadSteps:
         span = steps[0] if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
         return (
             f"steps {span}: no finite loss and gradient {self.in_a_row} times in a row, nothing was updated by them; "
-            f"samples: {_listed(names)}; lower optimiser.learning_rate, or look at these samples; the parameters are "
-            "still those from before"
+            f"samples: {_listed(names)}; lower optimiser.learning_rate, which the same --workdir goes on "
+            "with, or look at these samples; the parameters are still those from before"
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def make_step(
 
     A step whose loss or gradient is not finite changes nothing but the step's number (and so the noise of the next
     one) and the count of such steps in a row. Once that is `max_nonfinite`, no step changes anything any more: the
-    loop, which reads metrics now and then only, ends the run as of that step.
+    loop, which reads metrics now and then only, ends the run as of that step. Of several updates in a step each is
+    refused by itself; a step of which one was not refused has changed something.
 
     Args:
       stage: its functions.
@@ -45,9 +46,12 @@ def make_step(
       max_nonfinite: see above.
 
     Returns:
-      the step; its metrics are f32[], and two tell of trouble: "nonfinite" f32[], 1 if the step changed nothing, and
-      "bad_examples" bool[B], which samples had a loss that was no number (all False where the loss does not say).
+      the step; its metrics are f32[], and two tell of trouble: "nonfinite" f32[], the share of its updates that were
+      refused, 1 if the step changed nothing, and "bad_examples" bool[B], which samples had a loss that was no number
+      (all False where the loss does not say).
     """
+
+    stage.accumulate = accumulate
 
     def update(state: TrainState, frozen: Tree, batch: Tree, key: Array, number: Array) -> tuple[TrainState, dict]:
         with jax.named_scope(profiling.LOSS):
@@ -56,8 +60,7 @@ def make_step(
         fine = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.nonfinite_in_a_row < max_nonfinite)
         with jax.named_scope(profiling.OPTIMISER):
             updated = _updated(stage, optimiser, ema, state, grads, aux, number)
-        kept = jax.tree.map(lambda new, old: _select(fine, new, old), updated, state)
-        state = kept.replace(nonfinite_in_a_row=jnp.where(fine, 0, state.nonfinite_in_a_row + 1))
+        state = jax.tree.map(lambda new, old: _select(fine, new, old), updated, state)
         metrics = {"loss": loss, **aux.metrics, "grad_norm": norm, "nonfinite": 1.0 - fine}
         return state, {**metrics, "bad_examples": ~jnp.isfinite(aux.per_example)}
 
@@ -71,7 +74,8 @@ def make_step(
             state, metrics = _in_turn(update, stage.updates, state, frozen, batch, loss_key)
         bad = sharding.constrain(metrics.pop("bad_examples"), None)  # whole on every process, as the numbers are
         metrics = {name: value.astype(jnp.float32) for name, value in {**prepared, **metrics}.items()}
-        return state.replace(step=state.step + 1), {**metrics, "bad_examples": bad}
+        in_a_row = jnp.where(metrics["nonfinite"] < 1, 0, state.nonfinite_in_a_row + 1)
+        return state.replace(step=state.step + 1, nonfinite_in_a_row=in_a_row), {**metrics, "bad_examples": bad}
 
     return step
 
@@ -81,7 +85,7 @@ def _in_turn(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update on each part of a batch; part u holds the samples u, u + U, u + 2U, ..., as micro-batches do.
 
-    Metrics are means over the updates but for "nonfinite", 1 if any was refused.
+    Metrics are means over the updates that were not refused (over all where all were) but for "nonfinite".
     """
     parts = jax.tree.map(lambda x: x.reshape(-1, updates, *x.shape[1:]).swapaxes(0, 1), batch)
 
@@ -92,8 +96,9 @@ def _in_turn(
     keys = jax.random.split(key, updates)
     state, metrics = jax.lax.scan(body, state, (parts, keys, jnp.arange(updates)))
     bad, refused = metrics.pop("bad_examples"), metrics.pop("nonfinite")
-    means = {name: value.mean(0) for name, value in metrics.items()}
-    return state, {**means, "nonfinite": refused.max(0), "bad_examples": bad.swapaxes(0, 1).reshape(-1)}
+    counted = jnp.where(refused.all(), True, refused == 0)
+    means = {name: value.mean(0, where=counted) for name, value in metrics.items()}
+    return state, {**means, "nonfinite": refused.mean(0), "bad_examples": bad.swapaxes(0, 1).reshape(-1)}
 
 
 def accumulated_gradients(
