@@ -4,7 +4,7 @@
     uae train --config configs/alternate.py:size=full,rounds=3,steps=300,model=runs/cold_start/model --workdir DIR
 
 `rounds` of `steps` each of `gen_for_understanding` and `understanding_for_gen`. Every stage starts from the last one's
-result, whose adapter becomes part of the weights, so that its divergence is from where it began. Compare the held-out
+result, with other pictures in every round, and its divergence is from where it began. Compare the held-out
 `unified` score at the end of each stage (`uae report`). Hardware: see `configs/sizes.py`.
 """
 

@@ -21,7 +21,8 @@ def get_config(arg=None):
 def experiment(options, steps: int):
     """The stage at a size, for so many steps."""
     tiny = options.size == "tiny"
-    lora = {"mode": "lora", "rank": 8 if tiny else 32, "alpha": 16.0 if tiny else 64.0, "existing": "merge"}
+    lora = {"mode": "lora", "rank": 8 if tiny else 32, "alpha": 16.0 if tiny else 64.0}
+    lora["existing"] = "merge" if tiny else "continue"  # bfloat16 cannot hold what an adapter adds to a weight
     remat = "none" if tiny else "full"
     settings = sizes.loop(
         options,

@@ -25,7 +25,8 @@ def experiment(options, steps: int, name: str = ""):
     """The stage at a size, for so many steps, by a preset ("": "nft" at tiny, else "flow_grpo")."""
     tiny = options.size == "tiny"
     name = name or ("nft" if tiny else "flow_grpo")
-    lora = {"mode": "lora", "rank": 16 if tiny else 32, "alpha": 32.0 if tiny else 64.0, "existing": "merge"}
+    lora = {"mode": "lora", "rank": 16 if tiny else 32, "alpha": 32.0 if tiny else 64.0}
+    lora["existing"] = "merge" if tiny else "continue"  # bfloat16 cannot hold what an adapter adds to a weight
     more = {"group": 8, "paint": {"steps": 8}} if tiny else {"paint": {"memory_gb": 24.0}}
     if tiny and name != "nft":
         more["paint"]["guidance"] = 3.0  # which the embedded model paints with

@@ -51,6 +51,21 @@ def test_a_temperature_divides_logits(case):
     np.testing.assert_allclose(hot.logprob, half.logprob, rtol=1e-6)
 
 
+def test_scores_are_among_the_allowed_tokens(case):
+    hidden, head, targets, *_ = case
+    allowed = np.arange(9) != 4
+    targets = np.where(targets == 4, 3, targets)
+    got = token_scores(Head(), {"head": head}, hidden, targets, allowed=allowed)
+    fewer = token_scores(Head(), {"head": head[:, allowed]}, hidden, targets - (targets > 4))
+    for name in ("logprob", "best", "entropy"):
+        np.testing.assert_allclose(getattr(got, name), getattr(fewer, name), rtol=1e-5)
+    # What is not allowed is never asked for but behind an answer's end, where it is multiplied by 0: so it is finite.
+    gradient = jax.grad(
+        lambda head: token_scores(Head(), {"head": head}, hidden, targets * 0 + 4, allowed=allowed)[0].sum()
+    )
+    assert np.isfinite(gradient(head)).all()
+
+
 def test_chunks_have_the_same_gradient(case):
     hidden, head, targets, *_ = case
 

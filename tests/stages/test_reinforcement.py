@@ -243,10 +243,11 @@ def test_a_reward_that_is_no_number_names_its_image(make, common):
     "changes",
     [
         preset("fast", paint={"steps": 5}, window_range=(0, 5), old_logprob="recorded"),
-        {"old_logprob": "replay", "updates": 2},
-        {"guard": True, "captions": "data", "kl_form": "exact", "clip": ClipConfig(low=1e-3, high=1e-3)},
+        {"updates": 2},
+        {"updates": 2, "dtype": "bfloat16"},
+        {"updates": 2, "guard": True, "captions": "data", "kl_form": "exact", "clip": ClipConfig(low=1e-3, high=1e-3)},
     ],
-    ids=["fast", "replay", "guard on captions of the data"],
+    ids=["fast, recorded", "replay", "replay in bfloat16", "guard on captions of the data"],
 )
 def test_variants_of_the_painting_stage_start_at_ratio_one(changes, common):
     changes = dict(changes)
@@ -294,5 +295,9 @@ def test_what_cannot_be_is_refused(common):
         u4g(common, encoder=TowerConfig(mode="lora"))
     with pytest.raises(ValueError, match=r"a window of 3 does not fit window_range \(0, 2\)"):
         u4g(common, window=3, window_range=(0, 2))
+    with pytest.raises(ValueError, match="'recorded' and dtype bfloat16; wanted 'replay', or float32"):
+        u4g(common, dtype="bfloat16", old_logprob="recorded")
+    with pytest.raises(ValueError, match="nft has 2 updates, wanted 1"):
+        u4g(common, **(preset("nft") | {"paint": PaintSettings(steps=3), "updates": 2}))
     with pytest.raises(ValueError, match="preset is 'slow', wanted one of flow_grpo, fast, nft"):
         preset("slow")

@@ -1,5 +1,6 @@
 """Which numbers of a model a stage trains, and what it saves."""
 
+import dataclasses
 import functools
 
 import jax
@@ -157,6 +158,25 @@ def test_full_merges_the_adapter_and_has_no_reference(model, adapter, x):
     assert tower.finished(trainable, frozen)[1] is None
     with pytest.raises(ValueError, match="no reference"):
         tower.reference(frozen)
+
+
+def test_an_adapter_is_not_merged_into_16_bits(model, adapter, x):
+    # bfloat16 has 8 bits: what is below half a percent of a weight would be lost, silently and for good.
+    config = TowerConfig(mode="lora", rank=2, existing="merge")
+    with pytest.raises(
+        ValueError, match=r"existing is 'merge' and weights are bfloat16, .*wanted 'continue', or float32"
+    ):
+        towers.start(model, config, adapter, dtype=jnp.bfloat16)
+    towers.check_dtypes({"decoder": config}, "float32", "float32")
+    with pytest.raises(ValueError, match=r"decoder\.existing is 'merge' and weights are float32 and bfloat16"):
+        towers.check_dtypes({"decoder": config}, "float32", "bfloat16")
+    # Weights that were kept in 16 bits are merged in float32 where they are computed with, or trained, in it.
+    kept = dataclasses.replace(model, params=jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params))
+    small = dataclasses.replace(adapter, params=jax.tree.map(lambda leaf: leaf * 0.03, adapter.params))
+    for mode, tree in (("lora", 2), ("full", 1)):
+        params = towers.start(kept, dataclasses.replace(config, mode=mode), small)[tree]["params"]
+        added = params["down"]["kernel"] - kept.params["down"]["kernel"].astype(jnp.float32)
+        np.testing.assert_allclose(added, product(small), atol=1e-6)
 
 
 def test_patterns_part_a_model(model):

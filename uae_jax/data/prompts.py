@@ -55,6 +55,7 @@ class PromptBuilder:
         vision_inputs: VisionInputConfig = VisionInputConfig(),
         buckets: Buckets = Buckets(),
         pad_positions: str = "ones",
+        ends: Sequence[int] = (),
     ):
         """Keeps what it is given.
 
@@ -65,6 +66,7 @@ class PromptBuilder:
           buckets: the smallest shapes.
           pad_positions: what padding that the decoder sees is numbered, see `mrope_positions`; "ones" is what the
             published code did with the transformers of its day.
+          ends: tokens that end an answer, beside the encoder's and the tokenizer's.
 
         Raises:
           ValueError: if the tokenizer has no chat template, or does not know the encoder's image token.
@@ -79,6 +81,7 @@ class PromptBuilder:
         self.vision_inputs = vision_inputs
         self.buckets = buckets
         self.pad_positions = pad_positions
+        self.ends = tuple(ends)
 
     @classmethod
     def from_folder(
@@ -87,7 +90,8 @@ class PromptBuilder:
         """Loads tokenizer, chat template and image settings from a published folder.
 
         Args:
-          folder: with `tokenizer.json` and, if it differs from the default, `preprocessor_config.json`.
+          folder: with `tokenizer.json`; if it differs from the default, `preprocessor_config.json`; and where more than
+            one token ends an answer, `generation_config.json`.
           config: of the encoder.
           max_pixels: replaces the published limit of an image's area; UAE uses 65536.
           **settings: of `PromptBuilder`.
@@ -113,7 +117,10 @@ class PromptBuilder:
             inputs = config_from_json(json.loads((folder / "preprocessor_config.json").read_text()))
         if max_pixels is not None:
             inputs = dataclasses.replace(inputs, max_pixels=max_pixels)
-        return cls(tokenizer, config, inputs, **settings)
+        ends = ()
+        if (folder / "generation_config.json").is_file():
+            ends = _several(json.loads((folder / "generation_config.json").read_text()).get("eos_token_id"))
+        return cls(tokenizer, config, inputs, ends=ends, **settings)
 
     def encode_user(self, text: str, role: str = "user", images: int = 0) -> list[int]:
         """The tokens of one message and the header of its answer; images stand behind the text, one token each.
@@ -204,10 +211,21 @@ class PromptBuilder:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """The tokens that end an answer."""
-        ends = self.config.eos_token_id
-        ends = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
-        return tuple(dict.fromkeys([*ends, *([self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id else [])]))
+        own = _several(self.config.eos_token_id), _several(self.tokenizer.eos_token_id)
+        return tuple(dict.fromkeys([*own[0], *own[1], *self.ends]))
+
+    @property
+    def answer_ids(self) -> np.ndarray:
+        """bool[V]: what an answer is made of: tokens of text, and those that end it. The others `decode` leaves out."""
+        allowed = np.arange(self.config.text.vocab) < len(self.tokenizer)
+        allowed[[i for i in self.tokenizer.all_special_ids if i < len(allowed)]] = False
+        allowed[list(self.stop_ids)] = True
+        return allowed
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of an answer, special tokens left out."""
         return self.tokenizer.decode(tokens, skip_special_tokens=True).strip()
+
+
+def _several(ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from uae_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from uae_jax.models.qwen2_5_vl.prompts import Prompts
-from uae_jax.sampling import conditioning
+from uae_jax.sampling import conditioning, tokens
 
 Array = jax.Array
 
@@ -37,6 +37,7 @@ def token_scores(
     targets: Array,
     chunk: int = 0,
     temperature: Array | float = 1.0,
+    allowed: Array | None = None,
 ) -> TokenScores:
     """Scores one token per hidden state.
 
@@ -47,13 +48,15 @@ def token_scores(
       targets: i32[B, T], the token that should follow each.
       chunk: how many positions' logits exist at a time, forwards and backwards; 0 for all.
       temperature: that tokens were drawn at; logits are divided by it, as `sampling.tokens` does.
+      allowed: bool[V], the tokens that they were drawn from; None: all.
 
     Returns:
       the scores. Softmax in float32.
     """
 
     def score(states: Array, wanted: Array) -> TokenScores:
-        logits = model.apply(variables, states, method="logits").astype(jnp.float32) / temperature
+        logits = model.apply(variables, states, method="logits").astype(jnp.float32)
+        logits = tokens.among(logits, allowed) / temperature
         logprobs = jax.nn.log_softmax(logits, axis=-1)
         chosen = jnp.take_along_axis(logprobs, wanted[..., None], axis=-1)[..., 0]
         entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
@@ -89,15 +92,16 @@ def answer_scores(
     lengths: Array,
     chunk: int = 0,
     temperature: Array | float = 1.0,
+    allowed: Array | None = None,
 ) -> TokenScores:
     """Scores answers to prompts in one pass, images in context: [R, N]; behind an answer's end they mean nothing.
 
     Args:
-      model, variables, chunk, temperature: as `token_scores`.
+      model, variables, chunk, temperature, allowed: as `token_scores`.
       prompts: B of them.
       answers: i32[R, N]; G = R / B rows for each prompt, side by side.
       lengths: i32[R], tokens of each answer, the one that ends it counted.
     """
     asked, told = conditioning.hidden_with_answers(model, variables, prompts, answers, lengths)
     before = jnp.concatenate([asked, told[:, :-1]], axis=1)  # token n is foretold by the state before it
-    return token_scores(model, variables, before, answers, chunk, temperature)
+    return token_scores(model, variables, before, answers, chunk, temperature, allowed)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+_NEVER = -1e4  # exp of it is 0 in float32
+
 
 @flax.struct.dataclass
 class TokenSampling:
@@ -23,6 +25,7 @@ class TokenSampling:
       greedy: take the likeliest token.
       top_k: keep this many tokens; 0 keeps all.
       use_top_p, use_penalty: whether those filters are compiled in.
+      allowed: bool[V], the tokens that there are; None: all.
     """
 
     temperature: Array
@@ -32,12 +35,17 @@ class TokenSampling:
     top_k: int = flax.struct.field(pytree_node=False)
     use_top_p: bool = flax.struct.field(pytree_node=False)
     use_penalty: bool = flax.struct.field(pytree_node=False)
+    allowed: Array | None = None
 
 
 def token_sampling(
-    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, repetition_penalty: float = 1.0
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    repetition_penalty: float = 1.0,
+    allowed: Array | None = None,
 ) -> TokenSampling:
-    """Checks and packs the settings; temperature 0 is greedy.
+    """Checks and packs the settings; temperature 0 is greedy, `allowed` as `TokenSampling` has it.
 
     Raises:
       ValueError: on a value outside its range; names it.
@@ -58,7 +66,16 @@ def token_sampling(
         top_k=top_k,
         use_top_p=top_p < 1,
         use_penalty=repetition_penalty != 1,
+        allowed=None if allowed is None else jnp.asarray(allowed),
     )
+
+
+def among(logits: Array, allowed: Array | None) -> Array:
+    """Logits [..., V] that leave no probability to tokens that are not allowed (bool[V]; None: all are).
+
+    They are finite, so that entropies and differences of what has no probability are numbers.
+    """
+    return logits if allowed is None else jnp.where(allowed, logits, _NEVER)
 
 
 def penalise(logits: Array, seen: Array, penalty: Array) -> Array:
@@ -75,7 +92,7 @@ def penalise(logits: Array, seen: Array, penalty: Array) -> Array:
 
 def sampling_logits(logits: Array, sampling: TokenSampling, seen: Array | None = None) -> Array:
     """The logits of the distribution that tokens are drawn from: f32[B, V], -inf where a token is cut off."""
-    logits = logits.astype(jnp.float32)
+    logits = among(logits.astype(jnp.float32), sampling.allowed)
     if sampling.use_penalty:
         logits = penalise(logits, seen, sampling.repetition_penalty)
     if sampling.greedy:

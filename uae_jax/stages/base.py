@@ -85,6 +85,7 @@ class Stage(abc.ABC):
     Settings: ClassVar[type]
     needs_captions: ClassVar[bool] = True
     updates: int = 1  # of the optimiser per batch, each on a part of what `prepare` made of it
+    accumulate: int = 1  # micro-batches of each update; set by who makes the step
 
     def __init__(self, settings: Any, seed: int = 0):
         self.settings = settings

@@ -24,8 +24,9 @@ class UnderstandingForGenSettings(LoopSettings):
       captions: "own", the frozen encoder writes them; "data", those of the samples.
       caption_temperature: of own captions; 0 takes the likeliest token each time.
       updates: of the optimiser per rollout, each on a part of the images.
-      old_logprob: the ratio's denominator is what was "recorded" while painting, or what a "replay" by the program
-        that trains gives, which leaves ratios at exactly 1 where there is one update.
+      old_logprob: the ratio's denominator is what a "replay" by the program that trains gives, at no cost where there
+        is one update, at one more pass of trained steps where there are several; or what was "recorded" while painting,
+        for float32 alone: of a clip of 1e-4 nothing is left of what 16 bits make of two programs.
       form, noise_level: of noisy steps, see `flow.make_schedule`.
       timestep_fraction: without a window, the first int(steps * this) steps are trained; noise is added at all.
       window: so many neighbouring steps are noisy and trained, the others are ODE steps; 0: no window.
@@ -46,7 +47,7 @@ class UnderstandingForGenSettings(LoopSettings):
     captions: Literal["own", "data"] = "own"
     caption_temperature: float = 0.0
     updates: int = 2
-    old_logprob: Literal["recorded", "replay"] = "recorded"
+    old_logprob: Literal["recorded", "replay"] = "replay"
     form: Literal["sde", "cps"] = "sde"
     noise_level: float = 0.7
     timestep_fraction: float = 0.99
@@ -74,8 +75,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "flow_grpo": {},
     "fast": {
         "updates": 1,
-        # Costs nothing at one update; what TF32 or bfloat16 make of recorded densities may lie outside this clip.
-        "old_logprob": "replay",
         "form": "cps",
         "noise_level": 0.8,
         "window": 3,
@@ -126,6 +125,10 @@ def check(settings: UnderstandingForGenSettings) -> None:
             raise ValueError(
                 f"nft_beta is {s.nft_beta}, nft_draws {s.nft_draws}, nft_decay {s.nft_decay}; see their use"
             )
+        if s.updates > 1:
+            raise ValueError(
+                f"nft has {s.updates} updates, wanted 1: after the first, another policy than the old one painted"
+            )
         if s.guard or (s.kl and s.kl_form != "velocity"):
             raise ValueError(
                 f"nft has no ratios: guard is {s.guard}, kl_form {s.kl_form!r}, wanted False and 'velocity'"
@@ -137,5 +140,5 @@ def check(settings: UnderstandingForGenSettings) -> None:
         raise ValueError(f"a window of {s.window} does not fit window_range {s.window_range} of {steps} steps")
     if s.noise_level <= 0 or s.trained_steps < 1:
         raise ValueError(f"noise_level is {s.noise_level}, trained steps {s.trained_steps}; wanted more than 0 of both")
-    if s.guard and s.old_logprob == "replay":
-        raise ValueError("guard compares with the means that were recorded; wanted old_logprob 'recorded'")
+    if s.old_logprob == "recorded" and s.dtype != "float32":
+        raise ValueError(f"old_logprob is 'recorded' and dtype {s.dtype}; wanted 'replay', or float32: see its use")

@@ -117,7 +117,7 @@ class GenForUnderstanding(LoopStage):
         if s.old_logprob == "replay" and s.updates > 1:
             variables = self.uae.variables("encoder", params, frozen)
             score = lambda rows: {"old": self.scores(variables, rows).logprob.reshape(rows["tokens"].shape)}  # noqa: E731
-            batch |= in_parts(score, batch, count // s.updates)
+            batch |= in_parts(score, batch, count // (s.updates * self.accumulate))
         metrics |= self.judges.metrics(reward.parts)
         metrics |= self._caption_metrics(written)
         return batch, jax.lax.stop_gradient(metrics)
@@ -147,6 +147,7 @@ class GenForUnderstanding(LoopStage):
             rows["lengths"],
             self.settings.logit_chunk,
             self.settings.temperature,
+            self.uae.prompts.answer_ids,
         )
 
     def loss(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Aux]:

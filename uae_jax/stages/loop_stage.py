@@ -29,7 +29,7 @@ from uae_jax.sampling.flow import Schedule
 from uae_jax.sampling.text import Generation
 from uae_jax.sampling.tokens import token_sampling
 from uae_jax.sampling.widths import at_width
-from uae_jax.stages import images, models, questions, scene_scores, uae_models, uae_towers
+from uae_jax.stages import images, models, questions, scene_scores, towers, uae_models, uae_towers
 from uae_jax.stages.base import Parts, Picture, Stage
 from uae_jax.stages.micro import in_parts
 from uae_jax.stages.towers import TowerConfig
@@ -131,6 +131,9 @@ class LoopStage(Stage):
                 f"{settings.text.max_tokens}; wanted at least 0, 0 and 1"
             )
         models.runtime(settings.dtype)
+        towers.check_dtypes(
+            {name: getattr(settings, name) for name in uae_towers.NAMES}, settings.dtype, settings.save_dtype
+        )
         reconstruction.check_parts(settings.reward)
         self.parts = UAEParts(settings.model)
         uae_models.check_parts(self.parts)
@@ -175,13 +178,17 @@ class LoopStage(Stage):
         return questions.prompts_of(batch, self.uae.prompts)
 
     def write(self, variables: Tree, prompts: Prompts, keys: Array, temperature: float) -> Generation:
-        """Captions: R = len(keys) of them, G side by side for each prompt; only a temperature shapes the draw."""
+        """Captions: R = len(keys) of them, G side by side for each prompt.
+
+        Only a temperature shapes the draw, and that they are text: what a decoder might be told by other tokens, which
+        are lost where captions are written out, would be learnt in vain.
+        """
         return text.generate(
             self.uae.towers["encoder"].module,
             variables,
             prompts,
             keys,
-            token_sampling(temperature),
+            token_sampling(temperature, allowed=self.uae.prompts.answer_ids),
             stop_ids=self.uae.prompts.stop_ids,
             pad_id=self.uae.prompts.pad_id,
             max_new_tokens=self.limit,

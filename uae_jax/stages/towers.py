@@ -7,7 +7,7 @@ or a LoRA adapter, or both. `frozen` holds the rest in the dtype of computation.
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -36,7 +36,8 @@ class TowerConfig:
       rank, alpha, targets: of a new adapter, see `LoRAConfig`; only linear layers are ever adapted.
       existing: an adapter that the model comes with is, under "lora", trained on ("continue", with its own rank and
         layers), or merged into the weights, and a new one begun ("merge", so that the model without its adapter is
-        the one before this stage). Under "full" it is always merged; under "frozen" it stays as it is, and applied.
+        the one before this stage), which takes float32: bfloat16 rounds most of what an adapter adds to a weight away.
+        Under "full" it is always merged, into float32; under "frozen" it stays as it is, and applied.
       full: parameters that are trained directly beside an adapter, e.g. ("vision/.*",).
       frozen: parameters and layers that are left alone whatever the mode, e.g. ("vision/.*",).
       remat: what the backward pass keeps, see `Runtime`.
@@ -61,6 +62,16 @@ class TowerConfig:
         """Whether the parameter at `path` is trained directly."""
         chosen = self.mode == "full" or _matches(self.full, path)
         return chosen and self.mode != "frozen" and not _matches(self.frozen, path)
+
+
+def check_dtypes(configs: Mapping[str, TowerConfig], *dtypes: str) -> None:
+    """Raises `ValueError` where a tower, by its name, would merge an adapter into weights that cannot hold it."""
+    for name, config in configs.items():
+        if config.mode == "lora" and config.existing == "merge" and any(dtype != "float32" for dtype in dtypes):
+            raise ValueError(
+                f"{name}.existing is 'merge' and weights are {' and '.join(dict.fromkeys(dtypes))}, which rounds what "
+                "an adapter adds to them away; wanted 'continue', or float32"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,14 +175,15 @@ def start(
       (the tower, its trainable tree, its frozen tree). Either tree has only the parts that there are: "params", "lora".
 
     Raises:
-      ValueError: if a pattern names nothing.
+      ValueError: if a pattern names nothing, or an adapter would be merged into 16 bits, see `check_dtypes`.
     """
     architecture = model.architecture
     dtype = jnp.dtype(dtype)
     axes = traverse_util.flatten_dict(architecture.logical_axes.tree(model.params), sep="/")
     params = model.params
     if adapter is not None and (config.mode == "full" or (config.mode == "lora" and config.existing == "merge")):
-        params = jax.jit(lora.merge, static_argnums=2)(params, adapter.params, adapter.config)
+        check_dtypes({"tower": config}, str(dtype))
+        params = jax.jit(_merged, static_argnums=2)(params, adapter.params, adapter.config)
         adapter = None
     flat = traverse_util.flatten_dict(_placed(params, _nested(axes), mesh), sep="/")
     _check_patterns(config, flat)
@@ -208,6 +220,11 @@ def start(
     module = architecture.module(model.config, runtime)
     tower = Tower(architecture, model.config, module, lora_config, trainable_axes, frozen_axes, continued)
     return tower, trainable, frozen
+
+
+def _merged(params: Tree, adapter: Tree, config: LoRAConfig) -> Tree:
+    """In float32, whatever the weights were kept in."""
+    return lora.merge(jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params), adapter, config)
 
 
 def _adaptable(model: Pretrained, config: TowerConfig, flat: Flat) -> Tree:

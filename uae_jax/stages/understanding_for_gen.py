@@ -86,8 +86,8 @@ class UnderstandingForGen(LoopStage):
         batch |= {"reward": reward.total.reshape(count, s.group), "first": jnp.broadcast_to(first, (count,))}
         if s.old_logprob == "replay" and s.updates > 1 and s.algorithm == "grpo":
             variables = self.uae.variables("decoder", params, frozen)
-            replay = lambda rows: {"old": self._replayed(params, variables, frozen, schedule, rows)}  # noqa: E731
-            batch |= in_parts(replay, batch, count // s.updates)
+            replay = lambda rows: self._replayed(params, variables, frozen, schedule, rows)  # noqa: E731
+            batch |= in_parts(replay, batch, count // (s.updates * self.accumulate))  # of the shapes that train
         return batch, jax.lax.stop_gradient(metrics)
 
     def _told(self, params: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Array, dict[str, Array]]:
@@ -144,7 +144,7 @@ class UnderstandingForGen(LoopStage):
                 "path": _flat(jax.lax.dynamic_slice_in_dim(latents, first, s.trained_steps + 1, axis=1)),
                 "old": jax.lax.dynamic_slice_in_dim(densities, first, s.trained_steps, axis=1),
             }
-            if s.guard:
+            if s.guard and s.old_logprob == "recorded":
                 means = jnp.swapaxes(path["mean"], 0, 1)
                 kept["means"] = _flat(jax.lax.dynamic_slice_in_dim(means, first, s.trained_steps, axis=1))
             return {**kept, "painted": painting.to_unit(self.uae.decode(frozen, final))}
@@ -196,6 +196,7 @@ class UnderstandingForGen(LoopStage):
             reference = self._velocity(base, frozen, schedule, conditions)
         latent = self.uae.latent_shape(batch["images"])
         path, old_densities = _latents(batch["path"], latent), _rows(batch["old"])
+        own = s.old_logprob == "replay" and s.updates == 1  # this very pass is the replay
         advantage = batch["advantage"].reshape(-1)
 
         @functools.partial(jax.checkpoint, policy=painting.keep_velocities)
@@ -206,10 +207,10 @@ class UnderstandingForGen(LoopStage):
             v = velocity(x, number)
             mean, std = flow.transition(schedule, number, x, v)
             logprob = flow.logprob(after, mean, std)
-            if s.old_logprob == "replay" and s.updates == 1:
+            if own:
                 old = jax.lax.stop_gradient(logprob)
             if s.guard:  # old + the guarded log-ratio, so that the surrogate finds it as it finds any other
-                old_mean = _latents(batch["means"], latent)(step)
+                old_mean = jax.lax.stop_gradient(mean) if own else _latents(batch["means"], latent)(step)
                 logprob = old + diffusion.guarded_log_ratio(logprob - old, mean, old_mean, std)
             ones = jnp.ones_like(logprob)[:, None]
             loss, ratio = surrogate.surrogate(logprob[:, None], old[:, None], advantage, ones, s.clip)
@@ -231,17 +232,19 @@ class UnderstandingForGen(LoopStage):
         summary = {name: value.mean() for name, value in metrics.items()}
         return losses.mean(axis=0), by_step | summary
 
-    def _replayed(self, params: Tree, variables: Tree, frozen: Tree, schedule: Schedule, batch: Tree) -> Array:
-        """Log-densities of a rollout's steps, as the loss computes them: f32[B, G, W]."""
+    def _replayed(self, params: Tree, variables: Tree, frozen: Tree, schedule: Schedule, batch: Tree) -> Tree:
+        """What the loss makes of a rollout's steps: "old" and, with `guard`, "means", see the class."""
         velocity = self._velocity(variables, frozen, schedule, self._conditions(params, frozen, batch))
         path, first = _latents(batch["path"], self.uae.latent_shape(batch["images"])), batch["first"][0]
 
-        def one(step: Array) -> Array:
+        def one(step: Array) -> dict[str, Array]:
             mean, std = flow.transition(schedule, first + step, path(step), velocity(path(step), first + step))
-            return flow.logprob(path(step + 1), mean, std)
+            means = {"means": mean.reshape(len(mean), -1)} if self.settings.guard else {}
+            return {"old": flow.logprob(path(step + 1), mean, std), **means}
 
-        densities = jax.lax.map(one, jnp.arange(self.settings.trained_steps))
-        return densities.swapaxes(0, 1).reshape(*batch["path"].shape[:2], -1)
+        steps = jax.lax.map(one, jnp.arange(self.settings.trained_steps))  # [W, R, ...]
+        rows = batch["path"].shape[:2]
+        return {name: x.swapaxes(0, 1).reshape(*rows, *x.shape[:1], *x.shape[2:]) for name, x in steps.items()}
 
     def _nft(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, dict]:
         """DiffusionNFT's loss of each painting, averaged over noise levels: f32[R]."""
