@@ -122,25 +122,14 @@ def run_judge(args: argparse.Namespace) -> int:
     """Judges a folder of DPG-Bench or GenEval by asking the encoder."""
     file, images, output = (Path(path).expanduser() for path in (args.questions, args.images, args.output))
     pictures = judging.dpg_pictures(file, images) if args.benchmark == "dpg" else judging.geneval_pictures(file, images)
-    items = [Item(p.file, check.asked, p.quarter) for p in pictures.found for check in pictures.checks[p.key]]
+    items = pictures.items
     if not items:
         raise ValueError(f"{images} has no picture of {file}; wanted what `uae bench {args.benchmark}` paints")
-    told, said, number = _ask(args, loader(args), items, output), {}, 0
-    for picture in pictures.found:
-        count = len(pictures.checks[picture.key])
-        if all(number + i in told for i in range(count)):
-            said.setdefault(picture.key, []).append([judging.yes(told[number + i]) for i in range(count)])
-        number += count
-    found = {"judge": f"{args.model} asked, not the official scorer", **pictures.summary(said)}
+    figures = pictures.judged(_ask(args, loader(args), items, output))
+    found = {"judge": f"{args.model} asked, not the official scorer", **figures}
     write_whole(output.with_suffix(".summary.json"), json.dumps(found, indent=2) + "\n")
-    if args.json:
-        print(json.dumps(found))
-    else:
-        for name, value in found["by"].items():
-            print(f"{value:8.3f}  {name}")
-        print(f"{found['score']:8.3f}  {args.benchmark}, judged by {found['judge']}")
-        print(f"{len(found['missing']):8}  prompts without a readable picture, which count as wrong")
-    return 1 if found["missing"] else 0
+    print(json.dumps(found) if args.json else judging.table(found, args.benchmark))
+    return 1 if found["missing"] or found["unreadable"] else 0
 
 
 def _ask(args: argparse.Namespace, model: Loader, items: list[Item], output: Path) -> dict[int, str]:
