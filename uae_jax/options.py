@@ -60,13 +60,30 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
 
 
-def add_captioning(parser: argparse.ArgumentParser, question: bool = True) -> None:
-    """How captions, or answers, are written."""
-    group = parser.add_argument_group("captioning" if question else "answering")
-    if question:
-        group.add_argument("--question", metavar="TEXT", help="what to ask (default: for a description)")
+def add_captioning(parser: argparse.ArgumentParser) -> None:
+    """How captions are written."""
+    group = parser.add_argument_group("captioning")
+    group.add_argument("--question", metavar="TEXT", help="what to ask (default: for a description)")
     group.add_argument("--max-new-tokens", type=int, metavar="N", help="cut captions here (default: 512; tiny: 192)")
     group.add_argument("--temperature", type=float, help="0 takes the likeliest token (default: 0.7; tiny: 0)")
+    _add_drawing(group)
+
+
+def add_answering(parser: argparse.ArgumentParser) -> None:
+    """How answers to questions of a benchmark are written: short, and the same every time, whatever captions are."""
+    group = parser.add_argument_group("answering")
+    group.add_argument(
+        "--max-new-tokens", type=int, default=16, metavar="N", help="cut answers here (default: 16, a short phrase)"
+    )
+    group.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest token; above, draws (default: 0)"
+    )
+    _add_drawing(group)
+    parser.set_defaults(question=None)
+
+
+def _add_drawing(group: argparse._ArgumentGroup) -> None:
+    """How tokens are drawn."""
     group.add_argument("--top-k", type=int, metavar="N", help="draw from the N likeliest (default: 0, all)")
     group.add_argument(
         "--repetition-penalty",

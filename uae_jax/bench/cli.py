@@ -54,17 +54,19 @@ def _add_vqa(commands: argparse._SubParsersAction) -> None:
         "vqa",
         help="ask the encoder questions about images",
         description='Asks the questions of a file of JSON lines, {"image": PATH, "question": TEXT, "answer": ..., '
-        '"choices": [...], "task": NAME}: multiple choice where there are choices, else free form. Prints accuracy by '
-        "task. Answers go to FILE.jsonl one by one; the same command goes on where it stopped.",
-        epilog="example: uae bench vqa --questions mmt/questions.jsonl --model ~/models/UAE --output bench/mmt.jsonl "
-        "--temperature 0 --max-new-tokens 16",
+        '"choices": [...], "task": NAME}: multiple choice where there are choices, else free form. "answer" is the '
+        "text of the right choice, its letter, or its number from 0; without choices, a text or a list of texts that "
+        'are all right. "choices" and "task" may be left out. Prints accuracy by task, with 95% intervals, and keeps '
+        "it in FILE.summary.json; `uae bench compare` takes two of these. Answers go to FILE.jsonl one by one; the "
+        "same command goes on where it stopped, and asks anew what has changed since.",
+        epilog="example: uae bench vqa --questions mmt/questions.jsonl --model ~/models/UAE --output bench/mmt.jsonl",
     )
     parser.add_argument("--questions", required=True, metavar="FILE.jsonl", help="what to ask")
     parser.add_argument("--output", type=options.local, required=True, metavar="FILE.jsonl", help="answers to write")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options.add_captioning(parser, question=False)
+    options.add_answering(parser)
     options.add_model(parser)
-    parser.set_defaults(run=_command("run_vqa"), question=None)
+    parser.set_defaults(run=_command("run_vqa"))
 
 
 def _add_judge(commands: argparse._SubParsersAction) -> None:
@@ -73,9 +75,11 @@ def _add_judge(commands: argparse._SubParsersAction) -> None:
         help="judge paintings of DPG-Bench or GenEval by asking an encoder",
         description="Asks the encoder of --model DPG-Bench's official questions about what `uae bench dpg` painted, or "
         "whether what `uae bench geneval` painted holds what it should. This is another judge than the official ones: "
-        "its figures compare with each other, not with published ones. The same command goes on where it stopped.",
+        "its figures compare with each other, not with published ones. The same command goes on where it stopped, and "
+        "asks anew about pictures that were painted anew. Exit code 1 where a prompt has no picture, or one cannot be "
+        "read; these count as wrong.",
         epilog="example: uae bench judge dpg --questions dpg_bench.csv --images out/dpg --model ~/models/UAE "
-        "--output out/dpg_answers.jsonl --temperature 0 --max-new-tokens 8",
+        "--output out/dpg_answers.jsonl",
     )
     parser.add_argument("benchmark", choices=("dpg", "geneval"), help="which of them")
     parser.add_argument(
@@ -84,9 +88,9 @@ def _add_judge(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--images", required=True, metavar="DIR", help="what was painted")
     parser.add_argument("--output", type=options.local, required=True, metavar="FILE.jsonl", help="answers to write")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options.add_captioning(parser, question=False)
+    options.add_answering(parser)
     options.add_model(parser)
-    parser.set_defaults(run=_command("run_judge"), question=None)
+    parser.set_defaults(run=_command("run_judge"))
 
 
 def _add_prompts(commands: argparse._SubParsersAction, name: str, title: str, prompts: str) -> None:
@@ -168,9 +172,9 @@ def _add_ablate(commands: argparse._SubParsersAction) -> None:
 def _add_compare(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "compare",
-        help="whether one record of Unified-Bench is better than another",
+        help="whether one record of Unified-Bench, or summary of vqa, is better than another",
         description="Compares two records pair by pair, on the pairs and scorers that both have: means, differences, "
-        "and their 95%% intervals by bootstrap.",
+        "and their 95% intervals by bootstrap. Two summaries of `uae bench vqa` are compared question by question.",
         epilog="example: uae bench compare before.json after.json",
     )
     parser.add_argument("first", metavar="FIRST.json", help="ours, or one that the published code wrote")

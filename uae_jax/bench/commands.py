@@ -12,7 +12,7 @@ from typing import Any
 import tqdm
 
 from uae_jax import plain
-from uae_jax.bench import gallery, judging, pairing, questions, unified
+from uae_jax.bench import accuracy, gallery, judging, pairing, questions, unified
 from uae_jax.bench.asking import Item, ask
 from uae_jax.bench.layouts import LAYOUTS, Task
 from uae_jax.bench.painting import paint, rewrite
@@ -104,23 +104,16 @@ def paintings(args: argparse.Namespace, model: Loader) -> list[Task]:
 def run_vqa(args: argparse.Namespace) -> int:
     """Asks questions about images; prints the accuracy."""
     found = answers(args, loader(args))
-    if args.json:
-        print(json.dumps(found))
-    else:
-        low, high = found["interval"]
-        for task, accuracy in found["tasks"].items():
-            print(f"{accuracy:8.3f}  {task or 'all'}")
-        print(f"{found['accuracy']:8.3f}  of {found['questions']} questions (95% {low:.3f} to {high:.3f})")
-        print(f"{found['undecided']:8}  answers name no choice, {found['unanswered']} questions have none")
+    print(json.dumps(found) if args.json else accuracy.table(found))
     return 1 if found["unanswered"] else 0
 
 
 def answers(args: argparse.Namespace, model: Loader) -> dict[str, Any]:
-    """Asks all questions that have no answer yet; returns, and keeps, `questions.summary`."""
+    """Asks all questions that have no answer yet; returns, and keeps, `accuracy.summary`."""
     file, output = Path(args.questions).expanduser(), Path(args.output).expanduser()
     asked = questions.read(file)
     said = _ask(args, model, [Item(question.image, question.asked) for question in asked], output)
-    found = questions.summary(asked, said)
+    found = accuracy.summary(asked, said)
     write_whole(output.with_suffix(".summary.json"), json.dumps(found, indent=2) + "\n")
     return found
 
@@ -129,25 +122,14 @@ def run_judge(args: argparse.Namespace) -> int:
     """Judges a folder of DPG-Bench or GenEval by asking the encoder."""
     file, images, output = (Path(path).expanduser() for path in (args.questions, args.images, args.output))
     pictures = judging.dpg_pictures(file, images) if args.benchmark == "dpg" else judging.geneval_pictures(file, images)
-    items = [Item(p.file, check.asked, p.quarter) for p in pictures.found for check in pictures.checks[p.key]]
+    items = pictures.items
     if not items:
         raise ValueError(f"{images} has no picture of {file}; wanted what `uae bench {args.benchmark}` paints")
-    told, said, number = _ask(args, loader(args), items, output), {}, 0
-    for picture in pictures.found:
-        count = len(pictures.checks[picture.key])
-        if all(number + i in told for i in range(count)):
-            said.setdefault(picture.key, []).append([judging.yes(told[number + i]) for i in range(count)])
-        number += count
-    found = {"judge": f"{args.model} asked, not the official scorer", **pictures.summary(said)}
+    figures = pictures.judged(_ask(args, loader(args), items, output))
+    found = {"judge": f"{args.model} asked, not the official scorer", **figures}
     write_whole(output.with_suffix(".summary.json"), json.dumps(found, indent=2) + "\n")
-    if args.json:
-        print(json.dumps(found))
-    else:
-        for name, value in found["by"].items():
-            print(f"{value:8.3f}  {name}")
-        print(f"{found['score']:8.3f}  {args.benchmark}, judged by {found['judge']}")
-        print(f"{len(found['missing']):8}  prompts without a readable picture, which count as wrong")
-    return 1 if found["missing"] else 0
+    print(json.dumps(found) if args.json else judging.table(found, args.benchmark))
+    return 1 if found["missing"] or found["unreadable"] else 0
 
 
 def _ask(args: argparse.Namespace, model: Loader, items: list[Item], output: Path) -> dict[int, str]:
@@ -160,6 +142,11 @@ def _ask(args: argparse.Namespace, model: Loader, items: list[Item], output: Pat
 
 def run_compare(args: argparse.Namespace) -> int:
     """Prints how the second of two records differs from the first."""
+    records = [_read(Path(file)) for file in (args.first, args.second)]
+    if all(map(accuracy.is_summary, records)):
+        compared = accuracy.compare(*records)
+        print(json.dumps(compared) if args.json else accuracy.compared_table(compared))
+        return 0
     first, second = (unified.check(_read(Path(file)), file) for file in (args.first, args.second))
     found = unified.compare(first, second)
     if args.json:

@@ -1,28 +1,26 @@
-"""Questions about images, multiple choice or free form, in the manner of MMT-Bench: read, asked, judged.
+"""Questions about images, multiple choice or free form, in the manner of MMT-Bench: read, and replies judged.
 
 A line of the file: {"image": PATH, "question": TEXT, "answer": ..., "choices": [...], "task": NAME}. Paths are relative
 to the file. With choices, the answer is the right one's text, letter, or number from 0; without, a text or a list of
-texts that are all right. `task` is optional; accuracy is told for each, and their plain mean, as MMT-Bench has it.
+texts that are all right. `choices` and `task` are optional. Other keys are passed over, unless one looks like an
+optional one under another name: a question whose choices go unseen would be judged as free.
 """
 
 import dataclasses
+import hashlib
 import json
-import re
-import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from uae_jax.bench.replies import LETTERS, letter, normal
+from uae_jax.plain import similarity
 
-from uae_jax.bench.intervals import mean_interval
-
-LETTERS = string.ascii_uppercase
 CHOOSE = "Answer with the letter of the right choice alone."
 SHORTLY = "Answer with a word or a short phrase."
-_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_NUMBERS = {word: str(number) for number, word in enumerate(_WORDS)}
-_ARTICLES = ("a", "an", "the")
+_REQUIRED = ("image", "question", "answer")
+# Optional keys, and what others call them.
+_OPTIONAL = {"choices": ("options", "option", "candidates", "answer_choices", *"abcd"), "task": ()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +33,7 @@ class Question:
       choices: none where the answer is free.
       answers: texts that are right; with choices, the right one's letter.
       task: what it belongs to, "" if to nothing.
+      key: tells it from others, whatever folder or line it is in, as long as it reads the same.
     """
 
     image: Path
@@ -42,6 +41,7 @@ class Question:
     choices: tuple[str, ...]
     answers: tuple[str, ...]
     task: str = ""
+    key: str = ""
 
     @property
     def asked(self) -> str:
@@ -59,12 +59,15 @@ def read(file: Path) -> list[Question]:
       ValueError: on a line that is no question, naming it, or if there are none.
     """
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = file.read_text(encoding="utf-8-sig").split("\n")  # of JSON nothing else ends a line, U+2028 neither
+    for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 found.append(_question(json.loads(line), file.parent))
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{file}:{number}: {_reason(error)}") from None
+            except json.JSONDecodeError:
+                raise ValueError(f"{file}:{number}: no JSON: {line[:60]!r}") from None
+            except ValueError as error:
+                raise ValueError(f"{file}:{number}: {error}") from None
     if not found:
         raise ValueError(f"{file} has no questions")
     return found
@@ -72,89 +75,61 @@ def read(file: Path) -> list[Question]:
 
 def _question(record: Any, folder: Path) -> Question:
     if not isinstance(record, dict):
-        raise TypeError("wanted an object")
-    image, text, answer = record["image"], record["question"], record["answer"]
-    choices = tuple(map(str, record.get("choices") or ()))
+        raise ValueError(f"is {json.dumps(record)[:60]}, wanted an object")
+    _check_keys(record)
+    image, text, answer, choices = *(record[name] for name in _REQUIRED), record.get("choices") or []
     if not (isinstance(image, str) and isinstance(text, str)):
-        raise TypeError("image and question must be texts")
+        raise ValueError("image and question must be texts")
+    if not isinstance(choices, list):
+        raise ValueError(f"choices are {choices!r}, wanted a list")
     if len(choices) > len(LETTERS):
         raise ValueError(f"{len(choices)} choices, wanted at most {len(LETTERS)}")
-    answers = (
-        (_letter(answer, choices),) if choices else tuple(map(str, answer if isinstance(answer, list) else [answer]))
-    )
-    if not all(_normal(answer) for answer in answers) or not answers:
-        raise ValueError("the answer is empty")
-    return Question(folder / image, text, choices, answers, str(record.get("task", "")))
+    texts = tuple(_text(choice, "a choice") for choice in choices)
+    if texts:
+        answers: tuple[str, ...] = (_right_letter(answer, texts),)
+    else:
+        answers = tuple(_text(one, "answer") for one in (answer if isinstance(answer, list) else [answer]))
+        if not answers or not all(map(normal, answers)):
+            raise ValueError("the answer is empty")
+    task = "" if record.get("task") is None else _text(record["task"], "task")
+    key = hashlib.sha256(json.dumps([image, text, texts, answers]).encode()).hexdigest()[:16]
+    return Question(folder / image, text, texts, answers, task, key)
 
 
-def _letter(answer: Any, choices: Sequence[str]) -> str:
-    """The right choice's letter, of its number, its text, or itself."""
-    if isinstance(answer, int) and not isinstance(answer, bool):
-        if 0 <= answer < len(choices):
-            return LETTERS[answer]
-    elif choices.count(str(answer)) == 1:
-        return LETTERS[choices.index(str(answer))]
-    elif str(answer) in LETTERS[: len(choices)] and len(str(answer)) == 1:
-        return str(answer)
-    raise ValueError(f"answer {answer!r} is none of the choices {list(choices)}, nor a letter or number of one")
+def _check_keys(record: Mapping[str, Any]) -> None:
+    if missing := [name for name in _REQUIRED if name not in record]:
+        raise ValueError(f"has no {missing[0]!r}; wanted {', '.join(_REQUIRED)}, got {', '.join(record)}")
+    others = [name for name in record if name not in (*_REQUIRED, *_OPTIONAL)]
+    for wanted, called in _OPTIONAL.items():
+        for name in others if record.get(wanted) is None else ():
+            if name.lower() in called or similarity(name, wanted) > 0.75:
+                raise ValueError(f"has no {wanted!r} but {name!r}; rename it to {wanted!r}, or leave it out")
 
 
-def chosen(question: Question, said: str) -> str | None:
-    """The letter that an answer to a multiple choice question comes down to; None if it comes down to none.
+def _text(value: Any, what: str) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{what} is {json.dumps(value)}, wanted a text or a number")
+    return str(value)
 
-    A letter at the start, alone or before a stop or bracket, counts first; else one that is declared ("the answer is
-    B"); else a choice whose text is the only one in the answer.
-    """
-    letters = LETTERS[: len(question.choices)]
-    alone = rf"^\W*(?!A\s+[a-z])([{letters}])(?=$|[\s.,:;)\]])"  # "A dog" begins with an article, not with a letter
-    declared = rf"(?i:answer|choice|option)(?: is)?:?\s*\(?([{letters}])\b"
-    for pattern in (alone, declared):
-        if match := re.search(pattern, said.strip()):
-            return match.group(1)
-    words = f" {_normal(said)} "
-    named = [choice for choice in question.choices if f" {_normal(choice)} " in words]
-    longest = [
-        choice for choice in named if not any(choice != other and _normal(choice) in _normal(other) for other in named)
-    ]
-    return LETTERS[question.choices.index(longest[0])] if len(longest) == 1 else None
+
+def _right_letter(answer: Any, choices: Sequence[str]) -> str:
+    """The right choice's letter, of its number, its text, or itself, if only one of these can be meant."""
+    text, letters = _text(answer, "answer"), LETTERS[: len(choices)]
+    meant = {letters[choices.index(text)]} if choices.count(text) == 1 else set()
+    if isinstance(answer, int):
+        meant |= set(letters[answer : answer + 1] if answer >= 0 else "")
+    elif len(text) == 1:
+        meant |= set(letters) & {text}
+    if len(meant) > 1:
+        remedy = "its letter" if isinstance(answer, int) else "its number, from 0"
+        raise ValueError(f"answer {answer!r} may be choice {' or '.join(sorted(meant))}; write {remedy}")
+    if not meant:
+        raise ValueError(f"answer {answer!r} is none of the choices {list(choices)}, nor a letter or number of one")
+    return meant.pop()
 
 
 def right(question: Question, said: str) -> bool:
-    """Whether an answer is right: the right letter, or a right text but for case, articles, marks and numerals."""
+    """Whether a reply is right: the right letter, or a right text but for case, articles, marks and numerals."""
     if question.choices:
-        return chosen(question, said) == question.answers[0]
-    return _normal(said) in {_normal(answer) for answer in question.answers}
-
-
-def _normal(text: str) -> str:
-    words = re.sub(r"[^\w\s]", " ", text.lower()).split()
-    return " ".join(_NUMBERS.get(word, word) for word in words if word not in _ARTICLES) or " ".join(words)
-
-
-def summary(questions: Sequence[Question], said: Mapping[int, str]) -> dict[str, Any]:
-    """Accuracy, overall and by task.
-
-    Args:
-      questions: all of them.
-      said: number of a question -> its answer; one that has none, its image being unreadable, counts as wrong.
-
-    Returns:
-      "questions", "unanswered", "undecided" (no letter could be read off), "accuracy" with its 95% "interval", "tasks"
-      and "task_mean".
-    """
-    correct = np.array([i in said and right(q, said[i]) for i, q in enumerate(questions)], np.float64)
-    tasks = {task: correct[[q.task == task for q in questions]] for task in sorted({q.task for q in questions})}
-    undecided = [i for i, q in enumerate(questions) if i in said and q.choices and chosen(q, said[i]) is None]
-    return {
-        "questions": len(questions),
-        "unanswered": len(questions) - len(said),
-        "undecided": len(undecided),
-        "accuracy": float(correct.mean()),
-        "interval": mean_interval(correct),
-        "tasks": {task: float(values.mean()) for task, values in tasks.items()},
-        "task_mean": float(np.mean([values.mean() for values in tasks.values()])),
-    }
-
-
-def _reason(error: Exception) -> str:
-    return f"has no {error}" if isinstance(error, KeyError) else str(error)
+        return letter(said, question.choices) == question.answers[0]
+    return normal(said) in map(normal, question.answers)

@@ -80,7 +80,9 @@ def _vqa(args: argparse.Namespace, model: Loader, folder: Path, side: int) -> Fi
     asked.write(args.scenes, folder / "questions.jsonl", side)
     own = {"questions": folder / "questions.jsonl", "output": folder / "answers.jsonl", "question": None}
     found = commands.answers(_with(args, **own, max_new_tokens=_ANSWER_TOKENS, temperature=0.0), model)
-    return {"score": found["accuracy"], "by": found.pop("tasks"), **found}
+    by = {task: row["accuracy"] for task, row in found.pop("tasks").items()}
+    del found["judged"]  # of each question, for comparing two runs: the answers' own summary has it
+    return {"score": found["accuracy"], "by": by, **found}
 
 
 def _unified(args: argparse.Namespace, model: Loader, folder: Path, side: int) -> Figures:
