@@ -41,6 +41,7 @@ class Preprocessing:
       side: S.
       resample: PIL's filter.
       mean, std: per channel, on a scale of 0 to 1.
+      floats: scale floats, as PyTorch does; else bytes, as PIL does, which rounds and clips after each of its passes.
     """
 
     shortest: int | None
@@ -48,26 +49,32 @@ class Preprocessing:
     resample: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    floats: bool = False
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """RGB image -> f32[S, S, 3], normalised."""
         rows, columns = self._scaled(image.height, image.width)
         left, top = (columns - self.side) // 2, (rows - self.side) // 2
-        image = image.resize((columns, rows), self.resample).crop((left, top, left + self.side, top + self.side))
-        pixels = np.asarray(image, np.float32) / 255
+        box = (left, top, left + self.side, top + self.side)
+        if self.floats:
+            channels = [channel.convert("F").resize((columns, rows), self.resample) for channel in image.split()]
+            pixels = np.stack([np.asarray(channel.crop(box)) for channel in channels], axis=-1) / np.float32(255)
+        else:
+            pixels = np.asarray(image.resize((columns, rows), self.resample).crop(box), np.float32) / 255
         return (pixels - np.float32(self.mean)) / np.float32(self.std)
 
     def on_device(self, images: Array) -> Array:
         """The same for f32[B, H, W, 3] in [0, 1], pure and differentiable: f32[B, S, S, 3].
 
-        Agrees with PIL but for its rounding to whole levels after each of the two passes, columns before rows.
+        Agrees with the host but for PIL's rounding to whole levels after each of its two passes, columns before rows.
         """
         count, height, width, channels = images.shape
         rows, columns = self._scaled(height, width)
         way = _JAX_RESAMPLING[Image.Resampling(self.resample)]
         pixels = images.astype(jnp.float32)
         for shape in ((count, height, columns, channels), (count, rows, columns, channels)):  # PIL's two passes
-            pixels = jnp.clip(jax.image.resize(pixels, shape, way), 0.0, 1.0)
+            pixels = jax.image.resize(pixels, shape, way)
+            pixels = pixels if self.floats else jnp.clip(pixels, 0.0, 1.0)
         top, left = (rows - self.side) // 2, (columns - self.side) // 2
         pixels = pixels[:, top : top + self.side, left : left + self.side]
         return (pixels - np.float32(self.mean)) / np.float32(self.std)
@@ -84,10 +91,11 @@ class Preprocessing:
         return rows, columns
 
 
-# What each family's published processor does, where the folder does not say.
+# What each family's published processor does, where the folder does not say. DINOv3's turns images to floats before it
+# scales them; the others scale bytes.
 CLIP_INPUT = Preprocessing(224, 224, Image.Resampling.BICUBIC, CLIP_MEAN, CLIP_STD)
 DINOV2_INPUT = Preprocessing(256, 224, Image.Resampling.BICUBIC, IMAGENET_MEAN, IMAGENET_STD)
-DINOV3_INPUT = Preprocessing(None, 224, Image.Resampling.BILINEAR, IMAGENET_MEAN, IMAGENET_STD)
+DINOV3_INPUT = Preprocessing(None, 224, Image.Resampling.BILINEAR, IMAGENET_MEAN, IMAGENET_STD, floats=True)
 
 
 def preprocessing_from_json(value: dict, default: Preprocessing) -> Preprocessing:
@@ -104,6 +112,7 @@ def preprocessing_from_json(value: dict, default: Preprocessing) -> Preprocessin
         resample=value.get("resample", default.resample),
         mean=tuple(value.get("image_mean", default.mean)),
         std=tuple(value.get("image_std", default.std)),
+        floats=default.floats,
     )
 
 
