@@ -15,11 +15,11 @@ from uae_jax import plain
 from uae_jax.bench import gallery, judging, pairing, questions, unified
 from uae_jax.bench.asking import Item, ask
 from uae_jax.bench.layouts import LAYOUTS, Task
-from uae_jax.bench.painting import paint, rewrite
+from uae_jax.bench.painting import digest, paint, rewrite
 from uae_jax.bench.pairing import Pairing
 from uae_jax.bench.repaint import CAPTIONS, PAINTINGS, How, repaint
-from uae_jax.commands import caption_settings, load, paint_settings
-from uae_jax.data.caption_files import same_settings, write_whole
+from uae_jax.commands import caption_settings, load, model_settings, paint_settings
+from uae_jax.data.caption_files import same_settings, settings_file, write_whole
 from uae_jax.pipeline import UAE
 from uae_jax.rewards.reconstruction import UNIFIED
 from uae_jax.rewards.scorers import Scorer
@@ -84,14 +84,18 @@ def paintings(args: argparse.Namespace, model: Loader) -> list[Task]:
     tasks, settings = layout.tasks(prompts), paint_settings(args)
     if args.benchmark == "dpg" and isinstance(settings.size, tuple) and settings.size[0] != settings.size[1]:
         raise ValueError(f"--size is {args.size}, wanted a square: DPG-Bench cuts square grids")
-    made_with = {"benchmark": args.benchmark, "prompts": str(prompts.resolve()), "model": args.model}
-    made_with |= {"dtype": args.dtype, "seed": args.seed, "rewrite": args.rewrite, "paint": plain.to_plain(settings)}
+    model_is = model_settings(args)
+    made_with = {"benchmark": args.benchmark, "prompts": str(prompts.resolve()), "tasks": digest(tasks), **model_is}
+    made_with |= {"seed": args.seed, "rewrite": args.rewrite, "paint": plain.to_plain(settings)}
     there = [task for task in tasks if (output / task.file).exists()]
+    rewritten = output.with_name(output.name + ".rewritten.jsonl")
+    if args.rewrite and not there and rewritten.exists() and not settings_file(rewritten).exists():
+        raise ValueError(f"{rewritten} does not say which model wrote it; remove it, or choose another --output")
     output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(output.name + ".settings.json")  # not in it: scorers take whatever is there for paintings
-    same_settings(beside, made_with, f"{output} has {len(there)} files painted", fresh=not there)
+    # Not in it: scorers take whatever is there for paintings.
+    same_settings(settings_file(output), made_with, f"{output} has {len(there)} files painted", fresh=not there)
     if args.rewrite:
-        tasks = rewrite(model, tasks, output.with_name(output.name + ".rewritten.jsonl"), args.seed)
+        tasks = rewrite(model, tasks, rewritten, model_is, args.seed)
     layout.prepare(prompts, output)
     with tqdm.tqdm(total=len(tasks), desc=f"painting {args.benchmark}", unit=" file", file=sys.stderr) as bar:
         paint(model, tasks, output, settings, args.seed, bar.update)
@@ -152,8 +156,8 @@ def run_judge(args: argparse.Namespace) -> int:
 
 def _ask(args: argparse.Namespace, model: Loader, items: list[Item], output: Path) -> dict[int, str]:
     settings = caption_settings(args)
-    made_with = {"questions": str(Path(args.questions).expanduser().resolve()), "model": args.model}
-    made_with |= {"dtype": args.dtype, "seed": args.seed, "writing": plain.to_plain(settings)}
+    made_with = {"questions": str(Path(args.questions).expanduser().resolve()), **model_settings(args)}
+    made_with |= {"seed": args.seed, "writing": plain.to_plain(settings)}
     made_with |= {"images": str(Path(args.images).expanduser().resolve())} if "images" in args else {}
     return ask(model, items, output, settings, args.seed, made_with)
 
@@ -209,7 +213,7 @@ def table(record: Mapping[str, Any]) -> str:
 def _painted(args: argparse.Namespace, model: Loader, reference: Path, work: Path) -> dict[str, Any]:
     """Captions and paints into the work folder; returns what that was done with."""
     how = How(caption_settings(args), paint_settings(args), args.interface, args.seed)
-    about = {"model": args.model, "dtype": args.dtype}
+    about = model_settings(args)
     with tqdm.tqdm(total=len(pairing.images_in(reference)), desc="painting", unit=" image", file=sys.stderr) as bar:
         repaint(model, reference, work, how, about, bar.update)
     return {**about, **plain.to_plain(how)}
