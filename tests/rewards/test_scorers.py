@@ -120,8 +120,8 @@ def test_a_model_without_image_features_is_refused(tmp_path):
 )
 def test_preprocessing_on_the_device_is_that_of_the_host(way, shape):
     # PIL rounds to whole levels after each of its two passes: half a level each, up to 1.4 times that where weights of
-    # both signs add up; a level is 1 / 255 / 0.23 here. Floats are not rounded, so there both are equal. Of much taller images newer versions of PIL scale rows first;
-    # which pass clips an overshoot then differs, at single pixels.
+    # both signs add up; a level is 1 / 255 / 0.23 here. Floats are not rounded. Of much taller images newer versions of
+    # PIL scale rows first; which pass clips an overshoot then differs, at single pixels.
     small = dataclasses.replace(way, side=32, shortest=way.shortest and 32 + 4 * (way.shortest > way.side))
     photo = photographs()[0].resize(shape)
     got = small.on_device(np.asarray(photo, np.float32)[None] / 255)[0]
