@@ -23,6 +23,7 @@ from uae_jax.data.vision_inputs import CLIP_MEAN, CLIP_STD
 from uae_jax.models.runtime import Runtime
 from uae_jax.weights import checkpoint, shapes_only
 from uae_jax.weights.architecture import Pretrained
+from uae_jax.weights.errors import WeightsError
 from uae_jax.weights.pretrained import load_pretrained
 
 Array = jax.Array
@@ -116,6 +117,13 @@ def preprocessing_from_json(value: dict, default: Preprocessing) -> Preprocessin
     )
 
 
+_CLIP_TEXT = 77  # tokens that CLIP reads; LongCLIP is the same network but for reading more
+
+
+def _no_stand_in(name: str, kind: str) -> Any:
+    raise WeightsError(f"{name}: no {kind} there")
+
+
 @dataclasses.dataclass
 class Scorer:
     """A feature extractor and its preprocessing."""
@@ -146,6 +154,32 @@ class Scorer:
             file = checkpoint.resolve(name_or_path) / "preprocessor_config.json"
             stated = json.loads(file.read_text()) if file.is_file() else {}
         return cls(model, preprocessing_from_json(stated, default))
+
+    @classmethod
+    def check(cls, name_or_path: str | os.PathLike, name: str) -> None:
+        """Raises what `from_pretrained` would, having read no weights, and where a name belongs to another model.
+
+        Args:
+          name_or_path: of the scorer.
+          name: what it is to be reported as; only "clip", "longclip", "dinov2" and "dinov3" say what they must be.
+
+        Raises:
+          WeightsError, ValueError: see above.
+        """
+        folder, found = checkpoint.resolve(name_or_path), []
+        with shapes_only.shapes_only(_no_stand_in):
+            jax.eval_shape(lambda: found.append(cls.from_pretrained(folder)))
+        model = found[0].model
+        kind, text = model.architecture.name, getattr(model.config, "text", None)
+        wanted = {"clip": "CLIP", "longclip": "CLIP", "dinov2": "Dinov2", "dinov3": "DINOv3"}.get(name, "")
+        if not kind.startswith(wanted):
+            raise ValueError(f"{name_or_path} holds a {kind}, wanted a {wanted} for {name}; name another folder")
+        long = name == "longclip"
+        if text is not None and wanted == "CLIP" and (text.positions > _CLIP_TEXT) != long:
+            count = f"{'more than' if long else 'at most'} {_CLIP_TEXT}"
+            raise ValueError(
+                f"{name_or_path} reads texts of {text.positions} tokens, wanted {count} for {name}; name another folder"
+            )
 
     def features(self, params: Any, images: Array) -> Array:
         """f32[B, S, S, 3], preprocessed -> f32[B, E], each of length 1. Pure; to be jitted."""
