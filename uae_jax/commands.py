@@ -17,10 +17,11 @@ import tqdm
 from PIL import Image
 
 from uae_jax.data.images import SUFFIXES, ImageError, open_image
+from uae_jax.data.lines import numbered_lines
 from uae_jax.defaults import Defaults, given
 from uae_jax.engine import CaptionSettings, PaintSettings
 from uae_jax.pipeline import UAE
-from uae_jax.weights import checkpoint
+from uae_jax.weights import checkpoint, fingerprint
 from uae_jax.weights.progress import reading_bar
 
 WINDOW = 64  # images that are open at a time
@@ -93,6 +94,17 @@ def load(args: argparse.Namespace, **settings) -> UAE:
         return UAE.from_pretrained(folder, dtype=dtype, progress=progress, **settings)
 
 
+def model_settings(args: argparse.Namespace) -> dict[str, str | None]:
+    """Which model `load` would load, as it is now, and how it computes: for what is made with it to be kept beside.
+
+    Raises:
+      WeightsError: if there is none.
+    """
+    processor = fingerprint.of_processor(args.processor) if args.processor else None
+    weights = fingerprint.of_model(args.model)
+    return {"model": args.model, "weights": weights, "processor": processor, "dtype": args.dtype}
+
+
 def save(image: Image.Image, target: Path) -> None:
     """Writes a PNG, or a JPEG where the name says so, whole or not at all."""
     part = target.with_name(f".{target.name}.part")
@@ -133,15 +145,8 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     """
     if not args.prompts:
         return list(args.prompt)
-    try:
-        content = Path(args.prompts).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{args.prompts}: not UTF-8 (byte {error.start}), wanted a text file") from None
     prompts = []
-    for number, line in enumerate(content.split("\n"), start=1):  # JSON may hold what `splitlines` splits at
-        line = line.strip()
-        if not line:
-            continue
+    for number, line in numbered_lines(Path(args.prompts)):
         if line.startswith("{"):
             try:
                 record = json.loads(line)

@@ -14,8 +14,8 @@ def local(text: str) -> str:
     return text
 
 
-def add_loop(parser: argparse.ArgumentParser) -> None:
-    """Those of going through the loop: the interface, and scorers."""
+def add_loop(parser: argparse.ArgumentParser, scorers: str = "those that come with the model") -> None:
+    """Those of going through the loop: the interface, and scorers, with a word on which are taken if none is named."""
     parser.add_argument(
         "--interface",
         choices=("text", "answer_hidden"),
@@ -29,7 +29,7 @@ def add_loop(parser: argparse.ArgumentParser) -> None:
         type=_named_path,
         metavar="NAME=DIR",
         help="score likeness with this CLIP, DINOv2 or DINOv3 model; may be given more than once; "
-        "clip=tiny/scorers/clip is one of the package (default: those that come with the model)",
+        f"clip=tiny/scorers/clip is one of the package (default: {scorers})",
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -31,10 +32,14 @@ class Painter:
         Painter.painted = []
 
     defaults = SimpleNamespace(caption=CaptionSettings())
+    says, killed_after = "at length", 100
 
     def iter_answers(self, images, questions, settings, *, seed):
         assert images is None and settings.temperature == 0
-        yield from reversed([(i, f"at length: {question[-5:]}") for i, question in enumerate(questions)])
+        for done, (i, question) in enumerate(reversed(list(enumerate(questions)))):
+            if done == self.killed_after:
+                raise KeyboardInterrupt
+            yield i, f"{self.says}: {question[-5:]}"
 
     def iter_paintings(self, prompts, settings, *, seed, first):
         Painter.prompts = prompts
@@ -174,11 +179,94 @@ def test_rewritten_prompts_are_painted_and_kept(prompts, tmp_path, capsys):
     output = tmp_path / "out"
     assert bench("genevalpp", prompts, output, "--rewrite") == 0
     assert Painter.prompts == [f"at length: cup {i}" for i in range(5)] and Painter.loaded == 1
-    kept = [json.loads(line) for line in (tmp_path / "out.rewritten.jsonl").read_text().splitlines()]
-    assert kept[4] == {"prompt": "cup 4", "rewritten": "at length: cup 4"}
+    assert {"prompt": "cup 4", "rewritten": "at length: cup 4"} in kept_rewrites(tmp_path) and Painter.loaded == 1
     assert bench("genevalpp", prompts, output, "--rewrite") == 0 and Painter.loaded == 1
     assert bench("genevalpp", prompts, output) == 1  # not mixed with paintings of the prompts themselves
     assert "rewrite True, now False" in capsys.readouterr().err
+
+
+def kept_rewrites(folder):
+    return [json.loads(line) for line in (folder / "out.rewritten.jsonl").read_text().splitlines()]
+
+
+def test_rewriting_that_was_killed_goes_on(prompts, tmp_path, monkeypatch):
+    monkeypatch.setattr(Painter, "killed_after", 3)
+    assert bench("genevalpp", prompts, tmp_path / "out", "--rewrite") != 0
+    before = kept_rewrites(tmp_path)
+    assert [line["prompt"] for line in before] == ["cup 4", "cup 3", "cup 2"]  # as they were done
+    with (tmp_path / "out.rewritten.jsonl").open("a") as file:
+        file.write('{"prompt": "cup 1", "rewri')  # cut off
+    monkeypatch.setattr(Painter, "killed_after", 100)
+    monkeypatch.setattr(Painter, "says", "again")
+    assert bench("genevalpp", prompts, tmp_path / "out", "--rewrite") == 0
+    assert kept_rewrites(tmp_path)[:3] == before
+    assert sorted(Painter.prompts) == [f"again: cup {i}" for i in range(2)] + [f"at length: cup {i}" for i in (2, 3, 4)]
+
+
+def test_prompts_that_another_model_rewrote_are_not_painted(prompts, tmp_path, capsys):
+    assert bench("genevalpp", prompts, tmp_path / "out", "--rewrite") == 0
+    shutil.rmtree(tmp_path / "out")
+    assert bench("genevalpp", prompts, tmp_path / "out", "--rewrite", "--dtype", "bfloat16") == 1
+    assert "5 rewritten prompts written with other settings (dtype 'auto', now 'bfloat16')" in capsys.readouterr().err
+    (tmp_path / "out.rewritten.jsonl.settings.json").unlink()  # as earlier versions left it
+    assert bench("genevalpp", prompts, tmp_path / "out", "--rewrite") == 1
+    assert "does not say which model wrote it; remove it" in capsys.readouterr().err
+
+
+def edit_lines(prompts):
+    file = prompts["geneval"]
+    file.write_text(file.read_text().replace("cup 3", "cup three"))
+
+
+def edit_folder(prompts):
+    (prompts["dpg"] / "p3.txt").write_text("another prompt\n")
+
+
+@pytest.mark.parametrize(("name", "edit"), [("geneval", edit_lines), ("genevalpp", edit_lines), ("dpg", edit_folder)])
+def test_paintings_of_prompts_that_were_edited_are_not_kept(prompts, tmp_path, capsys, name, edit):
+    output = tmp_path / "out"
+    assert bench(name, prompts, output) == 0
+    told = {file: file.read_bytes() for file in output.rglob("*") if file.is_file()}
+    edit(prompts)
+    assert bench(name, prompts, output) == 1
+    assert re.search("files painted with other settings .tasks '.*', now '", capsys.readouterr().err)
+    assert {file: file.read_bytes() for file in output.rglob("*") if file.is_file()} == told
+
+
+def test_paintings_of_an_earlier_version_are_gone_on_with(prompts, tmp_path):
+    """Its settings tell neither the prompts nor the weights; from then on they do."""
+    assert bench("genevalpp", prompts, tmp_path / "out") == 0
+    settings = tmp_path / "out.settings.json"
+    now = json.loads(settings.read_text())
+    settings.write_text(json.dumps({k: v for k, v in now.items() if k not in ("weights", "processor", "tasks")}))
+    assert bench("genevalpp", prompts, tmp_path / "out") == 0
+    assert json.loads(settings.read_text()) == now
+    edit_lines(prompts)
+    assert bench("genevalpp", prompts, tmp_path / "out") == 1
+
+
+def test_weights_that_were_trained_in_place_are_another_model(prompts, tmp_path, capsys):
+    (tmp_path / "model/dit").mkdir(parents=True)
+    weights = tmp_path / "model/dit/diffusion_pytorch_model.safetensors"
+    weights.write_bytes(b"some")
+    assert bench("genevalpp", prompts, tmp_path / "out", "--model", str(tmp_path / "model")) == 0
+    (tmp_path / "model/MODEL_CARD.md").write_text("tells about it")
+    assert bench("genevalpp", prompts, tmp_path / "out", "--model", str(tmp_path / "model")) == 0
+    weights.write_bytes(b"more")  # of the same size
+    assert bench("genevalpp", prompts, tmp_path / "out", "--model", str(tmp_path / "model")) == 1
+    assert f"weights '{tmp_path / 'model'} (" in capsys.readouterr().err
+
+
+def test_lines_of_json_may_hold_what_splits_lines_elsewhere(tmp_path):
+    # A raw U+2028 is fine in JSON, and `splitlines` would cut there; editors on Windows begin with a mark.
+    line = '{"tag": "counting", "prompt": "two\u2028cups"}'
+    (tmp_path / "lines.jsonl").write_text(f"{line}\r\n\r\n{line}\n", encoding="utf-8-sig", newline="")
+    assert [task.prompt for task in LAYOUTS["genevalpp"].tasks(tmp_path / "lines.jsonl")] == ["two\u2028cups"] * 2
+    (tmp_path / "p0.txt").write_text("one\n\ncup\n", encoding="utf-8-sig")
+    assert [task.prompt for task in LAYOUTS["dpg"].tasks(tmp_path)] == ["one\n\ncup"]
+    (tmp_path / "lines.jsonl").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"lines.jsonl: not UTF-8 \(byte 0\)"):
+        LAYOUTS["geneval"].tasks(tmp_path / "lines.jsonl")
 
 
 def test_one_painting_is_no_grid():

@@ -62,9 +62,29 @@ def test_similarity_is_that_of_transformers(family, tmp_path):
     assert scorer.similarity([], []).shape == (0,)
 
 
+def dinov3_pixels(image: Image.Image, side: int) -> torch.Tensor:
+    """What `DINOv3ViTImageProcessor` does: rescale, resize, normalise, in floats.
+
+    It needs torchvision, whose `resize` of floats is this call of PyTorch's.
+    """
+    pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.nn.functional.interpolate(pixels, (side, side), mode="bilinear", align_corners=False, antialias=True)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (scorers.IMAGENET_MEAN, scorers.IMAGENET_STD))
+    return (pixels - mean) / std
+
+
+@pytest.mark.parametrize("stated", [{}, {"size": {"height": 224, "width": 224}, "resample": 2}], ids=["bare", "stated"])
+def test_pixels_for_dinov3_are_floats_until_the_end(stated):
+    # Bytes in between would move a pixel by up to 1 / 255 / 0.224 = 0.017; floats leave rounding alone.
+    way = scorers.preprocessing_from_json(stated, scorers.DINOV3_INPUT)
+    for photo in photographs():
+        wanted = dinov3_pixels(photo, 224)[0].permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(way(photo), wanted, atol=1e-3)
+        on_device = way.on_device(np.asarray(photo, np.float32)[None] / 255)[0]
+        np.testing.assert_allclose(on_device, wanted, atol=1e-3)
+
+
 def test_dinov3_scales_floats_without_cropping(tmp_path):
-    # The published processor needs torchvision; it scales to S x S with antialiased bilinear filtering in floats, as
-    # torch's own interpolation does. PIL rounds to bytes in between, which moves a pixel by half of 1/255 at most.
     torch.manual_seed(0)
     config = transformers.DINOv3ViTConfig(**SMALL, intermediate_size=48, num_register_tokens=2)
     model = randomise(transformers.DINOv3ViTModel(config), 1, std=0.2)
@@ -72,10 +92,7 @@ def test_dinov3_scales_floats_without_cropping(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": SIDE, "width": SIDE}}))
 
     def features(image: Image.Image) -> torch.Tensor:
-        pixels = torch.tensor(np.asarray(image)).permute(2, 0, 1)[None].float() / 255
-        pixels = torch.nn.functional.interpolate(pixels, (SIDE, SIDE), mode="bilinear", antialias=True)
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (scorers.IMAGENET_MEAN, scorers.IMAGENET_STD))
-        return model((pixels - mean) / std).last_hidden_state[:, 0]
+        return model(dinov3_pixels(image, SIDE)).last_hidden_state[:, 0]
 
     first, second = pairs()
     with torch.inference_mode():
@@ -83,7 +100,7 @@ def test_dinov3_scales_floats_without_cropping(tmp_path):
             torch.nn.functional.cosine_similarity(features(a), features(b)).item()
             for a, b in zip(first, second, strict=True)
         ]
-    np.testing.assert_allclose(Scorer.from_pretrained(tmp_path).similarity(first, second), wanted, atol=1e-3)
+    np.testing.assert_allclose(Scorer.from_pretrained(tmp_path).similarity(first, second), wanted, atol=1e-4)
 
 
 def test_a_model_without_image_features_is_refused(tmp_path):
@@ -103,8 +120,8 @@ def test_a_model_without_image_features_is_refused(tmp_path):
 )
 def test_preprocessing_on_the_device_is_that_of_the_host(way, shape):
     # PIL rounds to whole levels after each of its two passes: half a level each, up to 1.4 times that where weights of
-    # both signs add up; a level is 1 / 255 / 0.23 here. Of much taller images newer versions of PIL scale rows first;
-    # which pass clips an overshoot then differs, at single pixels.
+    # both signs add up; a level is 1 / 255 / 0.23 here. Floats are not rounded. Of much taller images newer versions of
+    # PIL scale rows first; which pass clips an overshoot then differs, at single pixels.
     small = dataclasses.replace(way, side=32, shortest=way.shortest and 32 + 4 * (way.shortest > way.side))
     photo = photographs()[0].resize(shape)
     got = small.on_device(np.asarray(photo, np.float32)[None] / 255)[0]

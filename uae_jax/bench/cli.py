@@ -99,7 +99,8 @@ def _add_prompts(commands: argparse._SubParsersAction, name: str, title: str, pr
         help=f"paint the prompts of {title}",
         description=f"Paints every prompt of {title} into exactly the folder that its official scorer takes, checks "
         "the folder, and goes on where it stopped when run again. A painting depends on --seed and its number, not on "
-        "what else is painted. Settings are kept in DIR.settings.json.",
+        "what else is painted. Settings, with what the prompts and the model's files were, are kept in "
+        "DIR.settings.json.",
         epilog=f"example: uae bench {name} --prompts PROMPTS --output out/{name} --model ~/models/UAE --size 512",
     )
     parser.add_argument("--prompts", required=True, metavar="PATH", help=prompts)
@@ -130,7 +131,7 @@ def _add_scenes(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--only", action="append", choices=SCENES, help="one of them; may be given more than once")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options.add_loop(parser)
+    options.add_loop(parser, scorers="those of the package, which know scenes")
     options.add_captioning(parser)
     options.add_painting(parser, output=False, force=False)
     options.add_model(parser)
@@ -143,8 +144,10 @@ def _add_ablate(commands: argparse._SubParsersAction) -> None:
         help="what the gain is owed to: one table of many runs on the tiny model",
         description="Trains every arm of the ablations in --configs on the scene world, once for each seed, measures "
         "each on held-out scenes and writes WORKDIR/ablations.md and .json: differences with their intervals over "
-        "seeds and scenes. Arms that are trained alike share a run. Whatever is there already is not done again, and "
-        "two commands with different --seeds may run side by side.",
+        "seeds and scenes. Arms that are trained alike share a run. Whatever is there already is not done again. The "
+        "table gets the ablations that are asked for, of --seeds and --scenes; others keep what they had. Two commands "
+        "with different --seeds may run side by side; a last one with all of those seeds then trains nothing, and "
+        "makes the table of all.",
         epilog="example: uae bench ablate --workdir runs/ablations --only reward --list",
     )
     parser.add_argument(
@@ -174,7 +177,8 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
         "compare",
         help="whether one record of Unified-Bench, or summary of vqa, is better than another",
         description="Compares two records pair by pair, on the pairs and scorers that both have: means, differences, "
-        "and their 95% intervals by bootstrap. Two summaries of `uae bench vqa` are compared question by question.",
+        "and their 95% intervals by bootstrap. Says which pairs and scorers only one of them has, and whether the "
+        "overall score is of all four scorers. Two summaries of `uae bench vqa` are compared question by question.",
         epilog="example: uae bench compare before.json after.json",
     )
     parser.add_argument("first", metavar="FIRST.json", help="ours, or one that the published code wrote")

@@ -34,7 +34,7 @@ def to_html(record: Mapping[str, Any], pairing: Pairing, captions: Mapping[str, 
     """
     scores: Scores = record["similarities_by_model"]
     means = {
-        name: float(np.mean([values[name] for values in scores.values()]))
+        name: float(np.mean([scores[scorer][name] for scorer in record[OWN]["overall_of"]]))
         for name in pairing.pairs
         if all(values[name] is not None for values in scores.values())
     }
@@ -55,10 +55,12 @@ def _summary(record: Mapping[str, Any]) -> Iterable[str]:
     own, summary = record[OWN], record["summary"]
     yield "<table><tr><th>scorer</th><th>mean</th><th>95% interval</th></tr>"
     rows = [(name, mean, own["interval_by_model"][name]) for name, mean in summary["average_scores_by_model"].items()]
-    title = "overall" if own["all_scorers"] else f"overall, of {len(rows)} scorers only"
+    title = "overall" if own["all_scorers"] else f"overall, of {', '.join(own['overall_of'])} only"
     for name, mean, (low, high) in [*rows, (title, summary["overall_average"], own["overall_interval"])]:
         yield f'<tr><td>{text(name)}</td><td class="number">{mean:.4f}</td><td>{low:.4f} to {high:.4f}</td></tr>'
     yield "</table>"
+    if known := own.get("scene_scorers"):
+        yield f"<p>scorers of the package, which know the scene world alone: {text(', '.join(known))}</p>"
     for title, names in (("without a painting", own["missing"]), ("unreadable", list(own["unreadable"]))):
         if names:
             more = ", ..." if len(names) > 20 else ""

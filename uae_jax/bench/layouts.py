@@ -17,6 +17,7 @@ from PIL import Image
 
 from uae_jax.bench.grids import COPIES
 from uae_jax.data.images import ImageError, open_image
+from uae_jax.data.lines import numbered_lines, whole_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,9 +57,7 @@ def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
       ValueError: on a line that is something else, or if there are none.
     """
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(file):
         try:
             record = json.loads(line)
         except ValueError:
@@ -135,7 +134,7 @@ def _dpg_tasks(folder: Path) -> list[Task]:
     dotted = [file for file in files if "." in file.stem]
     if dotted:
         raise ValueError(f"{dotted[0]}: the scorer takes a name up to its first dot; rename it")
-    prompts = {file: file.read_text(encoding="utf-8").strip() for file in files}
+    prompts = {file: whole_text(file).strip() for file in files}
     if empty := [file for file, prompt in prompts.items() if not prompt]:
         raise ValueError(f"{empty[0]} is empty")
     return [Task(prompt, Path(f"{file.stem}.png"), COPIES) for file, prompt in prompts.items()]

@@ -1,17 +1,19 @@
 """Paints the prompts of a benchmark, into files that are all there or not at all, and goes on where it stopped."""
 
 import dataclasses
+import hashlib
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tqdm
 
 from uae_jax.bench.grids import grid
 from uae_jax.bench.layouts import Task
 from uae_jax.commands import save
-from uae_jax.data.caption_files import write_whole
+from uae_jax.data.caption_files import KeyedLines
 from uae_jax.engine import PaintSettings
 from uae_jax.pipeline import UAE
 
@@ -53,29 +55,43 @@ def paint(
         progress(len(window))
 
 
-def rewrite(load: Callable[[], UAE], tasks: Sequence[Task], file: Path, seed: int) -> list[Task]:
+def rewrite(
+    load: Callable[[], UAE], tasks: Sequence[Task], file: Path, made_with: Mapping[str, Any], seed: int
+) -> list[Task]:
     """Has the encoder spell every prompt out, as published results marked with a dagger do; greedily, once each.
 
     Args:
       load: gives the model; not called where all prompts are rewritten already.
       tasks: whose prompts are rewritten.
-      file: JSON lines of "prompt" and "rewritten" that are kept, and taken from where they are there.
+      file: JSON lines of "prompt" and "rewritten", each written as it is done, and taken from where they are there.
+      made_with: the model; kept beside the file.
       seed: of nothing but what the model's own settings draw.
+
+    Raises:
+      ValueError: if the file holds something else, or another model wrote it.
     """
-    told: dict[str, str] = {}
-    if file.is_file():
-        told = {line["prompt"]: line["rewritten"] for line in map(json.loads, file.read_text("utf-8").splitlines())}
     prompts = list(dict.fromkeys(task.prompt for task in tasks))
-    if any(prompt not in told for prompt in prompts):
-        uae = load()
-        settings = dataclasses.replace(uae.defaults.caption, temperature=0.0)
-        with tqdm.tqdm(total=len(prompts), desc="rewriting", unit=" prompt", file=sys.stderr) as bar:
-            for place, answer in uae.iter_answers(None, [REWRITE.format(p) for p in prompts], settings, seed=seed):
-                told[prompts[place]] = answer
-                bar.update()
-        lines = [json.dumps({"prompt": prompt, "rewritten": told[prompt]}) + "\n" for prompt in prompts]
-        write_whole(file, "".join(lines))
-    return [dataclasses.replace(task, prompt=told[task.prompt]) for task in tasks]
+    uae = None
+    with (
+        KeyedLines(file, dict(made_with), key="prompt", value="rewritten", texts="rewritten prompts") as lines,
+        tqdm.tqdm(total=len(prompts), desc="rewriting", unit=" prompt", file=sys.stderr) as bar,
+    ):
+        for first in range(0, len(prompts), WINDOW):
+            some = prompts[first : first + WINDOW]
+            if any(prompt not in lines.texts for prompt in some):
+                uae = uae or load()
+                settings = dataclasses.replace(uae.defaults.caption, temperature=0.0)
+                for place, answer in uae.iter_answers(None, [REWRITE.format(p) for p in some], settings, seed=seed):
+                    if some[place] not in lines.texts:
+                        lines.add(some[place], answer)
+            bar.update(len(some))
+        return [dataclasses.replace(task, prompt=lines.texts[task.prompt]) for task in tasks]
+
+
+def digest(tasks: Sequence[Task]) -> str:
+    """Of what is painted and where, so that an edited prompt is noticed."""
+    told = [[task.prompt, str(task.file), task.copies] for task in tasks]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
 
 
 def _windows(tasks: Sequence[Task]) -> Iterator[tuple[int, list[Task]]]:

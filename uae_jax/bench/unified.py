@@ -1,9 +1,12 @@
 """Unified-Bench: how alike references and their reconstructions are to four scorers, in the published structure.
 
 A score is the raw cosine of two feature vectors, each image prepared as the scorer's own processor does it; a scorer's
-average is over all valid pairs; the overall score is the plain mean of the averages. Letters: N references.
+average is over all valid pairs; the overall score is the plain mean of the averages of the four scorers, or of those of
+the four that there are. Scorers of other names are reported beside it. Letters: N references.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from PIL import Image
 from uae_jax.bench.intervals import mean_interval
 from uae_jax.bench.pairing import Pairing
 from uae_jax.data.images import ImageError, open_image
-from uae_jax.rewards.reconstruction import UNIFIED
+from uae_jax.rewards.reconstruction import UNIFIED, counted
 from uae_jax.rewards.scorers import Scorer
 
 WINDOW = 32  # pairs that are open at a time
@@ -58,7 +61,7 @@ def result(scores: Scores, pairing: Pairing, unreadable: Mapping[str, str], abou
 
     Returns:
       the published keys, and under "uae_jax" what they have no place for: `about`, missing and unreadable pairs,
-      95% intervals, and whether the overall score is over all four scorers and all pairs.
+      95% intervals, which scorers the overall score is of, and whether these are all four, and all pairs are scored.
 
     Raises:
       ValueError: if not one pair could be scored.
@@ -71,7 +74,8 @@ def result(scores: Scores, pairing: Pairing, unreadable: Mapping[str, str], abou
     statistics = {scorer: _statistics(values) for scorer, values in scores.items()}
     averages = {scorer: row["average_similarity"] for scorer, row in statistics.items()}
     ranked = sorted(averages.items(), key=lambda item: item[1])
-    overall = np.array([np.mean([values[name] for values in scores.values()]) for name in valid])
+    counts = counted(scores)
+    overall = np.array([np.mean([scores[scorer][name] for scorer in counts]) for name in valid])
     return {
         "model_types": list(scores),
         "similarities_by_model": scores,
@@ -79,13 +83,14 @@ def result(scores: Scores, pairing: Pairing, unreadable: Mapping[str, str], abou
         "summary": {
             "models_used": list(scores),
             "average_scores_by_model": averages,
-            "overall_average": float(np.mean(list(averages.values()))),
+            "overall_average": float(np.mean([averages[scorer] for scorer in counts])),
             "best_model": list(ranked[-1]),
             "worst_model": list(ranked[0]),
         },
         OWN: {
             **about,
-            "all_scorers": set(scores) >= set(UNIFIED),
+            "all_scorers": counts == UNIFIED,
+            "overall_of": list(counts),
             "all_pairs": len(valid) == len(pairing.pairs) + len(pairing.missing),
             "missing": list(pairing.missing),
             "unreadable": dict(unreadable),
@@ -110,10 +115,10 @@ def _statistics(values: Mapping[str, float | None]) -> dict[str, float | int]:
 
 
 def check(record: Any, file: Path | str) -> Scores:
-    """The scores in a record, ours or one that the published code wrote.
+    """The scores in a record, ours or one that the published code or a port of it wrote; NaN is none, as null is.
 
     Raises:
-      ValueError: if they are not in it.
+      ValueError: if they are not in it, or one is no number.
     """
     scores = record.get("similarities_by_model") if isinstance(record, dict) else None
     fine = isinstance(scores, dict) and all(isinstance(values, dict) for values in scores.values())
@@ -121,14 +126,49 @@ def check(record: Any, file: Path | str) -> Scores:
         raise ValueError(
             f"{file} has no similarities_by_model; wanted what `uae bench unified` or Unified-Bench writes"
         )
-    return scores
+    return {
+        scorer: {name: _number(value, f"{file}: {scorer} of {name}") for name, value in values.items()}
+        for scorer, values in scores.items()
+    }
 
 
-def compare(first: Scores, second: Scores) -> dict[str, dict[str, Any]]:
-    """Paired comparison, second minus first, of each scorer that both have, and of their mean ("overall").
+def _number(value: Any, what: str) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isinf(value):
+        raise ValueError(f"{what} is {value!r}, wanted a finite number, or null or NaN where there is none")
+    return None if math.isnan(value) else float(value)
 
-    Returns:
-      scorer -> "pairs", "first", "second", "difference", and "interval", a 95% interval of the difference.
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How the second of two records differs from the first; of each pair of values the first is of the first record.
+
+    Attributes:
+      rows: scorer, or "overall" -> "pairs", "first", "second", "difference", and its 95% "interval".
+      overall_of: scorers whose mean "overall" is.
+      lacking: pairs that are left out: name -> scorers, of those that both have, without a score of it.
+      alone: scorers that only one has.
+    """
+
+    rows: dict[str, dict[str, Any]]
+    overall_of: tuple[str, ...]
+    lacking: tuple[dict[str, list[str]], dict[str, list[str]]]
+    alone: tuple[list[str], list[str]]
+
+    def to_json(self) -> dict[str, Any]:
+        """The rows, and all else under "uae_jax"."""
+        own = {
+            "all_scorers": self.overall_of == UNIFIED,
+            "overall_of": list(self.overall_of),
+            "left_out": dict(zip(("first", "second"), self.lacking, strict=True)),
+            "not_shared": dict(zip(("first", "second"), self.alone, strict=True)),
+        }
+        return {**self.rows, OWN: own}
+
+
+def compare(first: Scores, second: Scores) -> Comparison:
+    """Compares two records on the pairs that every scorer that both have has scored in both.
 
     Raises:
       ValueError: if they share no scorer, or no pair.
@@ -136,16 +176,15 @@ def compare(first: Scores, second: Scores) -> dict[str, dict[str, Any]]:
     shared = [scorer for scorer in first if scorer in second]
     if not shared:
         raise ValueError(f"no scorer in common: {', '.join(first)} and {', '.join(second)}")
-    both = [
-        name
-        for name in first[shared[0]]
-        if all(scores[s].get(name) is not None for s in shared for scores in (first, second))
-    ]
+    names = list(dict.fromkeys(name for scores in (first, second) for s in shared for name in scores[s]))
+    lacking = tuple(_lacking(scores, shared, names) for scores in (first, second))
+    both = [name for name in names if not any(name in lacks for lacks in lacking)]
     if not both:
         raise ValueError("no pair that both have scored; wanted two runs over the same references")
     rows = {s: np.array([[scores[s][name] for name in both] for scores in (first, second)]) for s in shared}
-    rows["overall"] = np.mean(list(rows.values()), axis=0)
-    return {
+    counts = counted(shared)
+    rows["overall"] = np.mean([rows[scorer] for scorer in counts], axis=0)
+    found = {
         name: {
             "pairs": len(both),
             "first": float(row[0].mean()),
@@ -155,3 +194,10 @@ def compare(first: Scores, second: Scores) -> dict[str, dict[str, Any]]:
         }
         for name, row in rows.items()
     }
+    alone = tuple([s for s in scores if s not in shared] for scores in (first, second))
+    return Comparison(found, counts, lacking, alone)
+
+
+def _lacking(scores: Scores, shared: list[str], names: list[str]) -> dict[str, list[str]]:
+    found = {name: [scorer for scorer in shared if scores[scorer].get(name) is None] for name in names}
+    return {name: scorers for name, scorers in found.items() if scorers}

@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+LATER = ("weights", "processor", "tasks")  # settings that were not recorded from the first version on
+
 
 class CaptionWriter(Protocol):
     """Takes captions of images, by their files."""
@@ -27,19 +29,19 @@ class CaptionWriter(Protocol):
         ...
 
 
-class JsonLines:
-    """{"image", "caption"} a line, image paths relative to the file's folder where they lie in it, else absolute.
+class KeyedLines:
+    """A text for each of many keys, a line of JSON each: {KEY: ..., VALUE: ...}.
 
-    What the captions were written with is kept beside, in FILE.settings.json: a file of two minds helps nobody.
+    What the texts were written with is kept beside, in FILE.settings.json: a file of two minds helps nobody.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any]):
-        """Names the file; `with` opens it."""
-        self.path, self._settings = path, settings
-        self._done: set[str] = set()
+    def __init__(self, path: Path, settings: dict[str, Any], *, key: str, value: str, texts: str):
+        """Names the file, its two fields, and what errors call the texts; `with` opens it."""
+        self.path, self._settings, self._key, self._value, self._called = path, settings, key, value, texts
+        self.texts: dict[str, str] = {}
         self._file: BinaryIO | None = None
 
-    def __enter__(self) -> "JsonLines":
+    def __enter__(self) -> "KeyedLines":
         """Opens the file, or makes it; a last line that was cut off is dropped.
 
         Raises:
@@ -53,8 +55,10 @@ class JsonLines:
             self._file.close()
             raise ValueError(f"{self.path}: another process is writing it; wait, or choose another --output") from None
         try:
-            self._read()
-            self._check_settings()
+            whole = self._read()
+            told = f"{self.path} has {len(self.texts)} {self._called} written"
+            same_settings(settings_file(self.path), self._settings, told, fresh=not self.texts)
+            self._file.truncate(whole)
         except ValueError:
             self._file.close()
             raise
@@ -63,23 +67,15 @@ class JsonLines:
     def __exit__(self, *exception: Any) -> None:
         self._file.close()
 
-    def has(self, image: Path) -> bool:
-        """Whether an image has a line."""
-        return self._name(image) in self._done
-
-    def write(self, image: Path, caption: str) -> None:
+    def add(self, key: str, text: str) -> None:
         """Appends a line."""
-        name = self._name(image)
-        self._file.write(json.dumps({"image": name, "caption": caption}).encode("ascii") + b"\n")
+        self._file.write(json.dumps({self._key: key, self._value: text}).encode("ascii") + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._done.add(name)
+        self.texts[key] = text
 
-    def _name(self, image: Path) -> str:
-        folder, image = os.path.abspath(self.path.parent), os.path.abspath(image)
-        return os.path.relpath(image, folder) if image.startswith(folder + os.sep) else image
-
-    def _read(self) -> None:
+    def _read(self) -> int:
+        """Takes what is there; returns how long it is without a line that was cut off."""
         self._file.seek(0)
         whole = 0
         for number, line in enumerate(self._file, start=1):
@@ -87,19 +83,33 @@ class JsonLines:
                 break
             try:
                 record = json.loads(line)
-                name, _ = record["image"], record["caption"]
+                self.texts[record[self._key]] = record[self._value]
             except (ValueError, TypeError, KeyError):
                 raise ValueError(
-                    f"{self.path}:{number}: not a line of images and captions; choose another --output"
+                    f"{self.path}:{number}: not a line of {self._key}s and {self._called}; choose another --output"
                 ) from None
-            self._done.add(name)
             whole += len(line)
-        self._file.truncate(whole)
+        return whole
 
-    def _check_settings(self) -> None:
-        beside = self.path.with_name(self.path.name + ".settings.json")
-        told = f"{self.path} has {len(self._done)} captions written"
-        same_settings(beside, self._settings, told, fresh=not self._done)
+
+class JsonLines(KeyedLines):
+    """{"image", "caption"} a line, image paths relative to the file's folder where they lie in it, else absolute."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        """Names the file; `with` opens it."""
+        super().__init__(path, settings, key="image", value="caption", texts="captions")
+
+    def has(self, image: Path) -> bool:
+        """Whether an image has a line."""
+        return self._name(image) in self.texts
+
+    def write(self, image: Path, caption: str) -> None:
+        """Appends a line."""
+        self.add(self._name(image), caption)
+
+    def _name(self, image: Path) -> str:
+        folder, image = os.path.abspath(self.path.parent), os.path.abspath(image)
+        return os.path.relpath(image, folder) if image.startswith(folder + os.sep) else image
 
 
 class TextFiles:
@@ -123,6 +133,8 @@ class TextFiles:
 def same_settings(beside: Path, settings: dict[str, Any], told: str, fresh: bool) -> None:
     """Keeps what results are made with in a file beside them, or sees that it is what they were made with before.
 
+    What was not recorded at first, `LATER`, a file may lack: it is taken to have been as it is now, and kept.
+
     Args:
       beside: the file; without one there is nothing to compare with.
       settings: of now, as JSON has them.
@@ -136,11 +148,20 @@ def same_settings(beside: Path, settings: dict[str, Any], told: str, fresh: bool
         write_whole(beside, json.dumps(settings, indent=2) + "\n")
         return
     stored = json.loads(beside.read_text())
+    unknown = {key: settings[key] for key in LATER if key in settings and key not in stored}
+    stored |= unknown
     changed = [f"{k} {stored.get(k)!r}, now {v!r}" for k, v in settings.items() if stored.get(k) != v]
     if changed:
         raise ValueError(
             f"{told} with other settings ({'; '.join(changed)}); choose another --output, or the same settings"
         )
+    if unknown:
+        write_whole(beside, json.dumps(stored, indent=2) + "\n")
+
+
+def settings_file(path: Path) -> Path:
+    """Where `same_settings` keeps what a file or folder was made with: beside it."""
+    return path.with_name(path.name + ".settings.json")
 
 
 def write_whole(path: Path, text: str) -> None:

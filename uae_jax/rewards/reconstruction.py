@@ -11,7 +11,7 @@ Letters: B pairs of images, H/W height and width.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -155,8 +155,14 @@ class Judges:
 
 def unified(parts: Mapping[str, Array]) -> Array:
     """The unified score: the plain mean of the four scorers, or of those of the four that there are."""
-    there = [parts[name] for name in UNIFIED if name in parts] or list(parts.values())
+    there = [parts[name] for name in counted(parts)]
     return sum(there) / len(there)
+
+
+def counted(names: Iterable[str]) -> tuple[str, ...]:
+    """Scorers that a mean over scorers is over: those of the four that there are; without any of them, all."""
+    names = tuple(names)
+    return tuple(name for name in UNIFIED if name in names) or names
 
 
 def check_parts(parts: Sequence[RewardPart]) -> None:

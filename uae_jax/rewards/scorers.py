@@ -23,6 +23,7 @@ from uae_jax.data.vision_inputs import CLIP_MEAN, CLIP_STD
 from uae_jax.models.runtime import Runtime
 from uae_jax.weights import checkpoint, shapes_only
 from uae_jax.weights.architecture import Pretrained
+from uae_jax.weights.errors import WeightsError
 from uae_jax.weights.pretrained import load_pretrained
 
 Array = jax.Array
@@ -41,6 +42,7 @@ class Preprocessing:
       side: S.
       resample: PIL's filter.
       mean, std: per channel, on a scale of 0 to 1.
+      floats: scale floats, as PyTorch does; else bytes, as PIL does, which rounds and clips after each of its passes.
     """
 
     shortest: int | None
@@ -48,26 +50,32 @@ class Preprocessing:
     resample: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    floats: bool = False
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """RGB image -> f32[S, S, 3], normalised."""
         rows, columns = self._scaled(image.height, image.width)
         left, top = (columns - self.side) // 2, (rows - self.side) // 2
-        image = image.resize((columns, rows), self.resample).crop((left, top, left + self.side, top + self.side))
-        pixels = np.asarray(image, np.float32) / 255
+        box = (left, top, left + self.side, top + self.side)
+        if self.floats:
+            channels = [channel.convert("F").resize((columns, rows), self.resample) for channel in image.split()]
+            pixels = np.stack([np.asarray(channel.crop(box)) for channel in channels], axis=-1) / np.float32(255)
+        else:
+            pixels = np.asarray(image.resize((columns, rows), self.resample).crop(box), np.float32) / 255
         return (pixels - np.float32(self.mean)) / np.float32(self.std)
 
     def on_device(self, images: Array) -> Array:
         """The same for f32[B, H, W, 3] in [0, 1], pure and differentiable: f32[B, S, S, 3].
 
-        Agrees with PIL but for its rounding to whole levels after each of the two passes, columns before rows.
+        Agrees with the host but for PIL's rounding to whole levels after each of its two passes, columns before rows.
         """
         count, height, width, channels = images.shape
         rows, columns = self._scaled(height, width)
         way = _JAX_RESAMPLING[Image.Resampling(self.resample)]
         pixels = images.astype(jnp.float32)
         for shape in ((count, height, columns, channels), (count, rows, columns, channels)):  # PIL's two passes
-            pixels = jnp.clip(jax.image.resize(pixels, shape, way), 0.0, 1.0)
+            pixels = jax.image.resize(pixels, shape, way)
+            pixels = pixels if self.floats else jnp.clip(pixels, 0.0, 1.0)
         top, left = (rows - self.side) // 2, (columns - self.side) // 2
         pixels = pixels[:, top : top + self.side, left : left + self.side]
         return (pixels - np.float32(self.mean)) / np.float32(self.std)
@@ -84,10 +92,11 @@ class Preprocessing:
         return rows, columns
 
 
-# What each family's published processor does, where the folder does not say.
+# What each family's published processor does, where the folder does not say. DINOv3's turns images to floats before it
+# scales them; the others scale bytes.
 CLIP_INPUT = Preprocessing(224, 224, Image.Resampling.BICUBIC, CLIP_MEAN, CLIP_STD)
 DINOV2_INPUT = Preprocessing(256, 224, Image.Resampling.BICUBIC, IMAGENET_MEAN, IMAGENET_STD)
-DINOV3_INPUT = Preprocessing(None, 224, Image.Resampling.BILINEAR, IMAGENET_MEAN, IMAGENET_STD)
+DINOV3_INPUT = Preprocessing(None, 224, Image.Resampling.BILINEAR, IMAGENET_MEAN, IMAGENET_STD, floats=True)
 
 
 def preprocessing_from_json(value: dict, default: Preprocessing) -> Preprocessing:
@@ -104,7 +113,15 @@ def preprocessing_from_json(value: dict, default: Preprocessing) -> Preprocessin
         resample=value.get("resample", default.resample),
         mean=tuple(value.get("image_mean", default.mean)),
         std=tuple(value.get("image_std", default.std)),
+        floats=default.floats,
     )
+
+
+_CLIP_TEXT = 77  # tokens that CLIP reads; LongCLIP is the same network but for reading more
+
+
+def _no_stand_in(name: str, kind: str) -> Any:
+    raise WeightsError(f"{name}: no {kind} there")
 
 
 @dataclasses.dataclass
@@ -137,6 +154,32 @@ class Scorer:
             file = checkpoint.resolve(name_or_path) / "preprocessor_config.json"
             stated = json.loads(file.read_text()) if file.is_file() else {}
         return cls(model, preprocessing_from_json(stated, default))
+
+    @classmethod
+    def check(cls, name_or_path: str | os.PathLike, name: str) -> None:
+        """Raises what `from_pretrained` would, having read no weights, and where a name belongs to another model.
+
+        Args:
+          name_or_path: of the scorer.
+          name: what it is to be reported as; only "clip", "longclip", "dinov2" and "dinov3" say what they must be.
+
+        Raises:
+          WeightsError, ValueError: see above.
+        """
+        folder, found = checkpoint.resolve(name_or_path), []
+        with shapes_only.shapes_only(_no_stand_in):
+            jax.eval_shape(lambda: found.append(cls.from_pretrained(folder)))
+        model = found[0].model
+        kind, text = model.architecture.name, getattr(model.config, "text", None)
+        wanted = {"clip": "CLIP", "longclip": "CLIP", "dinov2": "Dinov2", "dinov3": "DINOv3"}.get(name, "")
+        if not kind.startswith(wanted):
+            raise ValueError(f"{name_or_path} holds a {kind}, wanted a {wanted} for {name}; name another folder")
+        long = name == "longclip"
+        if text is not None and wanted == "CLIP" and (text.positions > _CLIP_TEXT) != long:
+            count = f"{'more than' if long else 'at most'} {_CLIP_TEXT}"
+            raise ValueError(
+                f"{name_or_path} reads texts of {text.positions} tokens, wanted {count} for {name}; name another folder"
+            )
 
     def features(self, params: Any, images: Array) -> Array:
         """f32[B, S, S, 3], preprocessed -> f32[B, E], each of length 1. Pure; to be jitted."""

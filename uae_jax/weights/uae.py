@@ -42,7 +42,9 @@ _SD3_PARTS = ("vae", "text_encoder", "text_encoder_2")
 _PARTS = ("encoder", "projector", "decoder", *_SD3_PARTS)
 _WRAPPED = "model.base_model.model."  # what the keys of llm_lora begin with
 _FILES = "files"
-_TEXT_SUFFIXES = (".json", ".txt", ".jinja", ".model")
+# What either layout may hold, scorers left out, which take no part in what the model does.
+CONTENT = (UAE_NATIVE, *_PARTS, "encoder_lora", "decoder_lora", _FILES, LLM, LLM_LORA, DIT, DIT_LORA, SD3, INFERENCE)
+TEXT_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 
 
 @dataclasses.dataclass
@@ -193,7 +195,7 @@ def _read_files(root: Path) -> dict[str, bytes]:
     for folder in folders:
         for file in sorted((root / folder).glob("*")):
             ours = file.name == "config.json" or file.name.endswith(".safetensors.index.json")
-            if file.suffix in _TEXT_SUFFIXES and file.is_file() and not ours:
+            if file.suffix in TEXT_SUFFIXES and file.is_file() and not ours:
                 found[str(file.relative_to(root))] = file.read_bytes()
     return found
 

@@ -120,6 +120,29 @@ def test_stages_that_several_runs_share_are_trained_once(bench, tmp_path):
     assert not (parted / "3_generation").is_symlink()
 
 
+def test_a_call_keeps_the_ablations_of_earlier_ones(bench, tmp_path):
+    run, done = bench
+    first = json.loads(run("--only", "group", "--seeds", "0", "--json").out)
+    length = json.loads(run("--only", "length", "--seeds", "1", "--json").out)
+    assert json.loads((tmp_path / "ablations.json").read_text()) == first | length
+    page = (tmp_path / "ablations.md").read_text()
+    assert "## group" in page and "## length" in page and "Seeds: 1. Scenes: 6. Steps: 3." in page
+    # Another seed alone replaces the ablation's figures; all of its seeds together are then had without training.
+    run("--only", "group", "--seeds", "1")
+    assert json.loads((tmp_path / "ablations.json").read_text())["group"]["seeds"] == [1]
+    trained = len(done["trained"])
+    both = json.loads(run("--only", "group", "--seeds", "0", "1", "--json").out)
+    assert both["group"]["seeds"] == [0, 1] and len(done["trained"]) == trained
+    assert json.loads((tmp_path / "ablations.json").read_text()) == length | both
+
+
+def test_a_table_of_something_else_is_left_alone_before_anything_is_trained(bench, tmp_path):
+    run, done = bench
+    (tmp_path / "ablations.json").write_text('{"group": 1}')
+    assert "is no table of ablations; remove it" in run("--only", "group", "--seeds", "0", code=1).err
+    assert not done["trained"] and (tmp_path / "ablations.json").read_text() == '{"group": 1}'
+
+
 def test_a_seed_twice_is_refused(bench):
     run, _ = bench
     assert "each seed once" in run("--seeds", "1", "1", code=1).err

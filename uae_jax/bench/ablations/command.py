@@ -2,7 +2,7 @@
 
 WORKDIR/runs/NAME/      each training, a folder of `uae train`; stages that another one has gone through are links
 WORKDIR/measured/       figures of each model and scene
-WORKDIR/ablations.json  the table, and in ablations.md to read
+WORKDIR/ablations.json  the table, and in ablations.md to read; ablations that are not asked for keep what they had
 """
 
 import argparse
@@ -27,6 +27,8 @@ from uae_jax.tiny.figures import Look, Scenes
 from uae_jax.training import loop
 from uae_jax.training.loop import MODEL, stage_folders
 
+TABLE = "ablations.json"
+
 
 def ablate(args: argparse.Namespace) -> int:
     """Trains and measures whatever is missing; writes and prints the table. Or lists what there is to do."""
@@ -39,6 +41,7 @@ def ablate(args: argparse.Namespace) -> int:
     if args.list:
         print(listing(runs, each, workdir))
         return 0
+    kept(workdir)  # what cannot be read is said now, not after training
     for number, (name, run) in enumerate(each.items(), start=1):
         link_shared(run, each.values(), workdir / "runs")
         if not run.result(workdir / "runs" / name).is_dir():
@@ -47,12 +50,30 @@ def ablate(args: argparse.Namespace) -> int:
             gc.collect()
             jax.clear_caches()  # the programs of one run are of no use to the next
     measuring = Measuring(workdir, Scenes.sample(args.scenes))
-    found = {study.name: _study(study, runs[study.name], args.seeds, measuring) for study in wanted}
-    write_whole(workdir / "ablations.json", json.dumps(found, indent=2) + "\n")
-    page = table.to_markdown(found)
-    write_whole(workdir / "ablations.md", page)
-    print(json.dumps(found) if args.json else page)
+    trained = {"steps": args.steps, "stage": args.stage}
+    found = {study.name: _study(study, runs[study.name], args.seeds, measuring) | trained for study in wanted}
+    whole = kept(workdir) | found
+    write_whole(workdir / TABLE, json.dumps(whole, indent=2) + "\n")
+    write_whole(workdir / "ablations.md", table.to_markdown(whole))
+    print(json.dumps(found) if args.json else table.to_markdown(found))
     return 0
+
+
+def kept(workdir: Path) -> dict[str, Any]:
+    """The table that earlier calls made, of all ablations that they were asked for.
+
+    Raises:
+      ValueError: if the file holds something else.
+    """
+    file = workdir / TABLE
+    if not file.exists():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        table.to_markdown(found)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(f"{file} is no table of ablations; remove it, or choose another --workdir") from None
+    return found
 
 
 def link_shared(run: Run, others: Iterable[Run], folder: Path) -> None:

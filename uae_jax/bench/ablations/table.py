@@ -58,13 +58,15 @@ def to_markdown(found: Mapping[str, Any]) -> str:
     """The whole page.
 
     Args:
-      found: study -> "question", "against", "seeds", and "arms": name -> "rewarded" and "figures", of `arm_row`.
+      found: study -> "question", "against", "seeds", "scenes", how it was trained where the files do not say it all
+        ("steps", "stage"), and "arms": name -> "rewarded" and "figures", of `arm_row`.
     """
     lines = ["# Ablations", "", LEGEND, ""]
     for name, study in found.items():
         lines += [f"## {name}", "", study["question"], ""]
         seeds = ", ".join(map(str, study["seeds"]))
-        lines += [f"Compared with: {study['against']}. Seeds: {seeds}. Scenes: {study['scenes']}.", ""]
+        how = [f" {name.capitalize()}: {study[name]}." for name in ("stage", "steps") if study.get(name)]
+        lines += [f"Compared with: {study['against']}. Seeds: {seeds}. Scenes: {study['scenes']}.{''.join(how)}", ""]
         there = [column for column in COLUMNS if any(column in arm["figures"] for arm in study["arms"].values())]
         lines.append("| " + " | ".join(["arm", *(COLUMNS[column] for column in there)]) + " |")
         lines.append("|" + "---|" * (len(there) + 1))
