@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from uae_jax.models import attention as attention_file
 from uae_jax.models.attention import KERNELS, _choose, attention
 from uae_jax.parallel.mesh import make_mesh
 
@@ -233,3 +234,86 @@ def test_splash_on_a_mesh(interpreted, heads):
         run = lambda *x: attention(*x, causal=True, segment_ids=ids, kernel="splash")  # noqa: E731
         got = jax.jit(run)(q, k, v)
     assert error(got, oracle(q, k, v, True, ids)) < 5e-6
+
+
+def asked(case, t, s=140):
+    """Options of attention, and what they come down to as a mask."""
+    if case == "lengths":
+        lengths = np.asarray([3, s])
+        return {"kv_lengths": jnp.asarray(lengths)}, (np.arange(s) < lengths[:, None])[:, None, None]
+    if case == "segments":
+        ids = [np.stack([np.arange(n) // 70, np.arange(n) // 90]).astype(np.int32) for n in (t, s)]
+        return {"segment_ids": tuple(map(jnp.asarray, ids))}, (ids[0][:, :, None] == ids[1][:, None])[:, None]
+    return {"causal": case == "causal"}, None
+
+
+@pytest.fixture
+def kernels_see(interpreted, monkeypatch):
+    """Local shapes (queries, keys) that flash kernels are called with; xla stands in for cuDNN, which needs a GPU."""
+    seen = []
+    for name, stand_in in (("_splash", attention_file._splash), ("_cudnn", None)):
+
+        def kernel(q, k, v, which, *, causal, name=name, stand_in=stand_in):
+            seen.append((q.shape, k.shape))
+            if stand_in:
+                return stand_in(q, k, v, which, causal=causal)
+            return jax.nn.dot_product_attention(q, k, v, is_causal=causal, key_value_seq_lengths=which)
+
+        monkeypatch.setattr(attention_file, name, kernel)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("kernel", "case", "t", "local"),
+    [
+        ("splash", "plain", 260, 130),
+        ("splash", "lengths", 131, 66),  # 131 do not divide: one query more, which comes back to nobody
+        ("splash", "segments", 131, 66),
+        ("splash", "causal", 140, 140),  # later queries see more keys: not split
+        ("cudnn", "plain", 260, 130),
+        ("cudnn", "lengths", 131, 66),
+        ("cudnn", "causal", 140, 140),
+    ],
+)
+def test_flash_kernels_split_queries_over_a_mesh(kernels_see, kernel, case, t, local):
+    """cuDNN refuses to be split over queries by the partitioner, and a Pallas call would be repeated."""
+    q, k, v = make(t=t, s=140, n=2, k=2, h=64, dtype=np.float32 if kernel == "splash" else jnp.bfloat16)
+    options, mask = asked(case, t)
+    causal = options.pop("causal", False)
+    with jax.set_mesh(make_mesh(2, 1, 2, 2)):
+        got = jax.jit(functools.partial(attention, kernel=kernel, causal=causal))(q, k, v, **options)
+    assert kernels_see == [((1, local, 1, 64), (1, 140, 1, 64))]
+    assert error(got, oracle(q, k, v, causal, mask=mask)) < (5e-6 if kernel == "splash" else 0.004)  # bfloat16
+
+
+def test_gradients_of_queries_that_are_split(kernels_see):
+    q, k, v = make(t=131, s=140, n=4, k=2, h=8, dtype=jnp.bfloat16)
+    lengths = jnp.asarray([3, 140])
+
+    def grads(kernel):
+        def loss(q, k, v):
+            return jnp.sum(attention(q, k, v, kv_lengths=lengths, kernel=kernel).astype(jnp.float32) ** 2)
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+    wanted = grads("xla")
+    with jax.set_mesh(make_mesh(1, 2, 2, 2)):
+        got = grads("cudnn")
+    for one, other in zip(got, wanted, strict=True):
+        assert error(one, other) < 0.01  # sums over devices in bfloat16, of a relative precision of 0.004
+    assert kernels_see[0] == ((1, 66, 2, 8), (1, 140, 1, 8))
+
+
+def test_the_real_cudnn_call_is_split(monkeypatch):
+    """Its custom call, as it is lowered for GPUs, is of local shapes; with its version alone made up."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91300)
+    q, k, v = make(t=131, s=140, h=64, dtype=jnp.bfloat16)
+    run = functools.partial(attention, kernel="cudnn")
+    loss = lambda *x: run(*x).astype(jnp.float32).sum()  # noqa: E731
+    with jax.set_mesh(make_mesh(2, 1, 2, 2)):
+        for f in (run, jax.grad(loss)):
+            text = jax.jit(f).trace(q, k, v).lower(lowering_platforms=("cuda",)).as_text()
+            calls = [line for line in text.splitlines() if "__cudnn$fmha" in line]
+            assert calls and all("tensor<1x66x2x64xbf16>" in line for line in calls)

@@ -4,6 +4,8 @@ Letters: B batch, T queries, S keys, N query heads, K key/value heads (N is a mu
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ Array = jax.Array
 
 KERNELS = ("auto", "xla", "cudnn", "splash")
 _SPLASH_BLOCKS = (512, 384, 256, 128)  # lengths that splash works on at a time: whole TPU lanes
-_SPLASH_PADDING = -(2**31)  # segment of the places that fill the last block
+_PADDING = -(2**31)  # segment of places that only fill up
 
 
 def attention(
@@ -43,8 +45,11 @@ def attention(
       rows: logical name of axis B.
       kernel: "auto", by shape and by the platform of the mesh in use (without a mesh, of the default device); "xla",
         which always works and holds [B, N, T, S] logits; "cudnn", flash attention on NVIDIA for 16-bit inputs, which
-        "auto" takes where there are neither `mask` nor `segment_ids`; "splash", flash attention on TPU, which pads
-        lengths to multiples of 128 and leaves calls with `mask` to xla.
+        "auto" takes where there are neither `mask` nor `segment_ids`, and which leaves calls with either to xla;
+        "splash", flash attention on TPU, which pads lengths to multiples of 128 and leaves calls with `mask` to xla.
+
+    On a mesh each device has its rows, heads and part of the queries, whose keys it gathers ("length", see
+    `uae_jax.parallel.sharding`). Flash kernels do not split causal queries, which see the more keys the later they are.
 
     Returns:
       [B, T, N, H] in the dtype of q.
@@ -62,18 +67,19 @@ def attention(
     if segment_ids is not None and kv_lengths is not None:
         raise ValueError("attention got segment_ids and kv_lengths, wanted at most one; put the lengths into the ids")
     pair = segment_ids if isinstance(segment_ids, tuple) or segment_ids is None else (segment_ids, segment_ids)
-    q = sharding.constrain(q, rows, "length", "act_heads", None)
     if kernel == "splash" and mask is None:
         if kv_lengths is not None:
             seen = jnp.arange(k.shape[1]) < kv_lengths[:, None]
             pair = (jnp.ones(q.shape[:2], jnp.int32), seen.astype(jnp.int32))
-        return _splash(q, k, v, causal, pair, rows)
+        return _on_each_device(functools.partial(_splash, causal=causal), q, k, v, pair, rows, causal)
+    if kernel == "cudnn" and mask is None and pair is None:
+        return _on_each_device(functools.partial(_cudnn, causal=causal), q, k, v, kv_lengths, rows, causal)
+    q = sharding.constrain(q, rows, "length", "act_heads", None)
     if pair is not None:
         same = (pair[0][:, :, None] == pair[1][:, None, :])[:, None]  # [B, 1, T, S]
         mask = same if mask is None else mask & same
-    implementation = "cudnn" if kernel == "cudnn" else "xla"
     return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=kv_lengths, implementation=implementation
+        q, k, v, mask=mask, is_causal=causal, key_value_seq_lengths=kv_lengths, implementation="xla"
     )
 
 
@@ -98,24 +104,46 @@ def _obstacle(kernel: str, q: Array) -> str | None:
     return None
 
 
-def _splash(q: Array, k: Array, v: Array, causal: bool, segment_ids: tuple[Array, Array] | None, rows: str) -> Array:
+def _on_each_device(
+    kernel: Callable[..., Array], q: Array, k: Array, v: Array, seen: Any, rows: str, causal: bool
+) -> Array:
+    """Runs a kernel that the partitioner cannot split: hands each device its rows, heads and queries.
+
+    Args:
+      kernel: of (q, k, v, seen).
+      q, k, v, rows, causal: of `attention`.
+      seen: None, lengths i32[B], or segments (i32[B, T], i32[B, S]).
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    run = functools.partial(_splash_local, causal=causal)
     if mesh.empty or mesh.size == 1:
-        return run(q, k, v, segment_ids)
-    # A Pallas call is opaque to the partitioner: hand each device its rows and heads.
+        return kernel(q, k, v, seen)
+    length = q.shape[1]
+    where = None if causal else "length"
+    if where is not None:  # picture and text together seldom divide: what fills up is 1 of thousands of queries
+        parts = sharding.parts(where, mesh)
+        q = _filled(q, parts)
+        seen = (_filled(seen[0], parts, _PADDING), seen[1]) if isinstance(seen, tuple) else seen
     spec = functools.partial(sharding.partition_spec, mesh=mesh)
-    heads = spec(k.shape, (rows, None, "act_heads", None))
-    if heads[2] is None:  # keys cannot be split over heads, so queries must not be either
-        queries = spec(q.shape, (rows, None, None, None))
+    keys = spec(k.shape, (rows, None, "act_heads", None))
+    heads = None if keys[2] is None else "act_heads"  # keys that cannot be split over heads keep queries whole, too
+    queries = spec(q.shape, (rows, where, heads, None))
+    if isinstance(seen, tuple):
+        seen_specs = (spec(seen[0].shape, (rows, where)), spec(seen[1].shape, (rows, None)))
     else:
-        queries = spec(q.shape, (rows, None, "act_heads", None))
-    ids = None if segment_ids is None else tuple(spec(each.shape, (rows, None)) for each in segment_ids)
-    sharded = jax.shard_map(run, mesh=mesh, in_specs=(queries, heads, heads, ids), out_specs=queries, check_vma=False)
-    return sharded(q, k, v, segment_ids)
+        seen_specs = None if seen is None else spec(seen.shape, (rows,))
+    sharded = jax.shard_map(
+        kernel, mesh=mesh, in_specs=(queries, keys, keys, seen_specs), out_specs=queries, check_vma=False
+    )
+    return sharded(q, k, v, seen)[:, :length]
 
 
-def _splash_local(q: Array, k: Array, v: Array, segment_ids: tuple[Array, Array] | None, *, causal: bool) -> Array:
+def _cudnn(q: Array, k: Array, v: Array, lengths: Array | None, *, causal: bool) -> Array:
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=causal, key_value_seq_lengths=lengths, implementation="cudnn"
+    )
+
+
+def _splash(q: Array, k: Array, v: Array, segment_ids: tuple[Array, Array] | None, *, causal: bool) -> Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     length, n = q.shape[1:3]
@@ -140,7 +168,7 @@ def _splash_local(q: Array, k: Array, v: Array, segment_ids: tuple[Array, Array]
     ids = None
     if segment_ids is not None:
         asking, asked = segment_ids
-        ids = splash.SegmentIds(_filled(asking, block_q, _SPLASH_PADDING), _filled(asked, block_kv, _SPLASH_PADDING))
+        ids = splash.SegmentIds(_filled(asking, block_q, _PADDING), _filled(asked, block_kv, _PADDING))
     out = jax.vmap(run, in_axes=(0, 0, 0, None if ids is None else 0))(*heads_first, ids)
     return out.swapaxes(1, 2)[:, :length].astype(q.dtype)
 

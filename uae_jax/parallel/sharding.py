@@ -6,6 +6,7 @@ that a mesh axis does not divide stays whole on that axis, so the same rules ser
 
 import contextlib
 import contextvars
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -80,6 +81,11 @@ def partition_spec(shape: Sequence[int], names: Names, mesh: Any, rules: Rules |
                 size //= parts
         spec.append(tuple(taken) or None)
     return PartitionSpec(*spec)
+
+
+def parts(name: str, mesh: Any) -> int:
+    """Into how many parts a logical axis is split where it divides."""
+    return math.prod(mesh.shape.get(axis, 1) for axis in _rules.get()[name])
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
