@@ -262,8 +262,9 @@ check_weights() {
     text=$(JAX_PLATFORMS=cpu "$python" -m uae_jax.cli train --config "$CONFIG" --workdir "$WORKDIR" --print-config \
       ${arguments[@]+"${arguments[@]}"}) || fail 1 "this configuration will not do, see above; nothing was started"
   else
-    say "no environment here to read the configuration with (launch/local.sh --only-install makes one):" \
-      "it is searched for the names of gated weights only"
+    say "no environment here to read the configuration with: it is searched for the names of gated weights only" \
+      "(launch/local.sh --only-install makes one, for the hardware of this machine; where nodes that have GPUs are to use" \
+      "it, UAE_HARDWARE=cuda launch/local.sh --only-install)"
     text=$(grep -oE "[\"']${after}[\"']" "$(config_file)" || true)
     text+=" $CONFIG ${arguments[*]+"${arguments[*]}"}"
   fi

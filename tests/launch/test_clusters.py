@@ -106,6 +106,40 @@ def test_the_job_is_submitted_with_all_that_it_needs(cloud):
 def test_where_nothing_is_installed_it_is_first(cloud):
     done = cloud.run("slurm.sh", *RUN, "--logs", str(cloud.folder / "logs"), "--dry-run")
     lines = done.stdout.splitlines()
+def test_an_environment_for_other_hardware_is_not_submitted(cloud):
+    """As launch/local.sh --only-install makes it on a node without GPUs."""
+    cloud.install("cpu")
+    made = cloud.root / ".venv/uae_extras"
+    logs = ("--logs", str(cloud.folder / "logs"), "--dry-run")
+    installation = "env UAE_HARDWARE=cuda UAE_EXTRAS=gcs launch/local.sh --only-install"
+    for extras, installed in (("cpu", False), ("cuda", False), ("gcs\ncuda", True)):
+        made.write_text("\n".join((made.read_text().splitlines()[0], extras, "")))
+        done = cloud.run("slurm.sh", *RUN, *logs)
+        assert done.returncode == 0 and (installation not in done.stdout) == installed, extras
+    assert installation.replace("gcs", "''") not in cloud.run("slurm.sh", *RUN, "--workdir", "/s/x", *logs).stdout
+    (cloud.root / "setup.py").write_text("# wants more now")
+    assert installation in cloud.run("slurm.sh", *RUN, *logs).stdout
+    cloud.write_standin(cloud.root / ".venv/bin/python")
+    done = cloud.run("slurm.sh", *RUN, *logs[:-1])
+    assert done.returncode == 0, done.stderr
+    (installed,) = cloud.calls("python", "--editable")
+    assert ".[cuda,gcs]" in installed["argv"] and cloud.calls("sbatch")
+    assert cloud.run("slurm.sh", *RUN, *logs[:-1]).returncode == 0
+    assert len(cloud.calls("python", "--editable")) == 1  # it is known now
+
+
+def test_a_job_for_gpus_does_not_train_on_cpus(cloud):
+    cloud.install()
+    logs = ("--logs", str(cloud.folder / "logs"))
+    for more, variables, platforms in (
+        ((), {}, "cuda,cpu"),
+        ((), {"JAX_PLATFORMS": "rocm"}, "rocm"),
+        (("--gpus-per-node", "0"), {}, None),
+    ):
+        cloud.run("slurm.sh", *RUN, *logs, *more, **variables)
+        assert cloud.calls("sbatch")[-1]["env"].get("JAX_PLATFORMS") == platforms
+
+
     assert lines[0] == "env UAE_HARDWARE=cuda UAE_EXTRAS=gcs launch/local.sh --only-install"
     assert shlex.split(lines[-1])[-len(RUN) :] == list(RUN)
 
