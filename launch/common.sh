@@ -60,9 +60,9 @@ quote() {
 }
 
 parse_arguments() {
-  local flag value name
+  local flag value name joined
   while (($#)); do
-    flag=$1 value="" name=""
+    flag=$1 value="" name="" joined=0
     shift
     case "$flag" in
       --help | -h) usage && exit 0 ;;
@@ -70,7 +70,7 @@ parse_arguments() {
       --quiet | --config.*=*) arguments+=("$flag") && continue ;;
       --config.*) fail 2 "$flag has no value; wanted $flag=VALUE" ;;
       --) arguments+=("$@") && break ;;
-      --*=*) value=${flag#*=} flag=${flag%%=*} ;;
+      --*=*) value=${flag#*=} flag=${flag%%=*} joined=1 ;;
       --*) ;;
       *) fail 2 "'$flag' is not expected here; see $script --help" ;;
     esac
@@ -81,10 +81,10 @@ parse_arguments() {
     fi
     contains "$name" CONFIG WORKDIR CACHE RESTARTS ${settings[@]+"${settings[@]}"} ||
       fail 2 "no option $flag; see $script --help"
-    if [[ -z "$value" ]]; then
-      [[ $# -gt 0 && -n "$1" ]] || fail 2 "$flag has no value"
+    if ((!joined && $#)); then
       value=$1
       shift
+      ((!joined)) || fail 2 "$flag takes no value, got '$value'; leave it out where it is not meant"
     fi
     printf -v "$name" '%s' "$value"
   done
@@ -95,6 +95,8 @@ parse_arguments() {
   CACHE=${CACHE:-${JAX_COMPILATION_CACHE_DIR:-$WORKDIR/compile_cache}}
   [[ "$RESTARTS" =~ ^[0-9]+$ ]] || fail 2 "--restarts is '$RESTARTS', wanted a number"
 }
+    [[ -n "$value" ]] || fail 2 "$flag has no value"
+    [[ "$value" != --* ]] || fail 2 "$flag has no value: '$value', which follows it, is an option itself"
 
 contains() {
   local each
