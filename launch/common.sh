@@ -28,6 +28,9 @@ settings=() switches=()
 # What a run may want to know, handed on to the workers where it is set here.
 HANDED_ON=(HF_HOME HF_HUB_OFFLINE HF_ENDPOINT LIBTPU_INIT_ARGS XLA_FLAGS XLA_PYTHON_CLIENT_MEM_FRACTION)
 
+ASK_TRIES=${ASK_TRIES:-8}
+ASK_SECONDS=${ASK_SECONDS:-600} # the longest wait between two of them
+UAE_CODE_MB=${UAE_CODE_MB:-200} # the most that is copied to workers
 say() {
   printf '%s: %s\n' "$script" "$*" >&2
 }
@@ -282,10 +285,33 @@ check_licence() {
     "https://huggingface.co/$1, make a token at https://huggingface.co/settings/tokens and set HF_TOKEN to it"
   # The token goes by stdin: arguments can be read by everybody on this machine.
   ask="printf 'header = \"Authorization: Bearer %s\"\\n' \"\$HF_TOKEN\" | curl --silent --max-time 20 --output /dev/null"
+    check_size
   ask+=" --write-out '%{http_code}' --config - $(quote "$hub/api/models/$1/auth-check")"
   show "$ask"
   ((dry_run)) && return
   export HF_TOKEN
+# Weights or data that lie about in the checkout are not code: every attempt would copy them to every worker.
+check_size() {
+  local sizes
+  # du, as a folder that is a repository of its own is one line of the list.
+  sizes=$({ list_code | tr '\n' '\0' | xargs -0 du -sk 2>/dev/null || true; } | awk -v most="$UAE_CODE_MB" '
+    { size = $1 * 1024; sub(/^[0-9]+[ \t]+/, ""); sub(/\/.*/, ""); entry[$0] += size; sum += size }
+    END {
+      if (sum <= most * 1e6) exit
+      printf "%d MB", sum / 1e6
+      for (n = 0; n < 3; n++) {
+        top = ""
+        for (name in entry) if (top == "" || entry[name] > entry[top]) top = name
+        if (top == "" || entry[top] < 1e5) break
+        printf "%s %s %.1f MB", n ? "," : ":", top, entry[top] / 1e6
+        delete entry[top]
+      }
+    }')
+  [[ -z "$sizes" ]] || fail 2 "the code in $root, which every worker gets, has $sizes; wanted at most $UAE_CODE_MB MB" \
+    "(UAE_CODE_MB): move such things out of it, or name them in .gitignore; weights are read from gs://BUCKET/FOLDER or" \
+    "by their name on the hub, data from a bucket or a shared folder"
+}
+
   answer=$(bash -c "$ask") || true
   case "$answer" in
     200) ;;
@@ -299,10 +325,11 @@ check_licence() {
 # --- what goes to the workers ----------------------------------------------------------------------------------------
 
 CODE=uae_jax.tar.gz
-# Files of git that are there, new ones included, ignored ones not; all but environments and results where there is no git.
+# Files of git that are there, new ones included, ignored ones not; where there is no git, all but what it would ignore.
 LIST_CODE="git ls-files -z -co --exclude-standard | xargs -0 sh -c 'for f; do [ -e \"\$f\" ] && echo \"\$f\"; done' sh"
 git rev-parse --git-dir >/dev/null 2>&1 ||
-  LIST_CODE="find . -type f ! -path './.venv*' ! -path './runs/*' ! -path './data/*' | sed 's|^[.]/||'"
+  LIST_CODE="find . -type f ! -path './.venv*' $(printf "! -path './%s/*' " runs data models out bench again build dist)\
+| sed 's|^[.]/||'"
 
 list_code() {
   bash -c "$LIST_CODE"
