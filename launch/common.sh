@@ -355,13 +355,18 @@ extras() {
 }
 
 # Line of shell for a worker's home folder: unpacks and installs what `pack` made, except under a run that goes on. Locked,
-# because nodes may share the folder.
+# because nodes may share the folder. Of what an older archive brought, as .unpacked has it (without: of the package's
+# modules), what this one does not is removed; all else in the folder stays: environment, runs, and what users put there.
 unpack_line() {
   local worker=uae_jax/launch/worker.sh install
   install=$(quote env ${worker_name[@]+"${worker_name[@]}"} UAE_HARDWARE="${UAE_HARDWARE:-$1}" \
     UAE_EXTRAS="$(extras)" bash $worker install)
   printf '%s ' "mkdir -p uae_jax .uae_jax && ( flock 9; if [ -f $worker ] && bash $worker busy;" \
-    "then echo 'a run is under way here: its code stays'; else tar -xzf $CODE -C uae_jax &&" \
+    "then echo 'a run is under way here: its code stays'; else tar --quoting-style=literal -tzf $CODE > .uae_jax/new &&" \
+    'if [ -f uae_jax/.unpacked ]; then cat uae_jax/.unpacked; else' \
+    "( cd uae_jax && [ ! -d uae_jax ] || find uae_jax -name '*.py' ); fi |" \
+    'grep -vxFf .uae_jax/new | while IFS= read -r old; do [ -d "uae_jax/$old" ] || rm -f "uae_jax/$old"; done &&' \
+    "tar -xzf $CODE -C uae_jax && mv -f .uae_jax/new uae_jax/.unpacked &&" \
     "if [ -f hf_token ]; then mv -f hf_token .uae_jax/; fi && $install; fi ) 9> .uae_jax/lock"
 }
 
@@ -393,3 +398,4 @@ report_failure() {
 again() {
   quote "$script" ${given[@]+"${given[@]}"}
 }
+  # shellcheck disable=SC2016  # for the worker's shell
