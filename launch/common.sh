@@ -21,6 +21,11 @@ log=""       # what the workers last printed
 restarts=0   # of the run, because its machines were taken away
 # shellcheck disable=SC2034  # the scripts read it
 was_interrupted=0
+known=0      # whether a query about what is rented was answered once
+# shellcheck disable=SC2034
+unknown=0    # whether it was not in the end, so that nobody can say how a run stands
+token=""     # of the Hugging Face hub: as a shell expands it; nothing where there is none
+token_name=""
 # shellcheck disable=SC2034
 LOST=75 # exit code that means so: sysexits' "temporary failure"
 settings=() switches=()
@@ -100,6 +105,7 @@ parse_arguments() {
 }
     [[ -n "$value" ]] || fail 2 "$flag has no value"
     [[ "$value" != --* ]] || fail 2 "$flag has no value: '$value', which follows it, is an option itself"
+  find_token
 
 contains() {
   local each
@@ -289,36 +295,13 @@ check_licence() {
   ask+=" --write-out '%{http_code}' --config - $(quote "$hub/api/models/$1/auth-check")"
   show "$ask"
   ((dry_run)) && return
-  export HF_TOKEN
-# Weights or data that lie about in the checkout are not code: every attempt would copy them to every worker.
-check_size() {
-  local sizes
-  # du, as a folder that is a repository of its own is one line of the list.
-  sizes=$({ list_code | tr '\n' '\0' | xargs -0 du -sk 2>/dev/null || true; } | awk -v most="$UAE_CODE_MB" '
-    { size = $1 * 1024; sub(/^[0-9]+[ \t]+/, ""); sub(/\/.*/, ""); entry[$0] += size; sum += size }
-    END {
-      if (sum <= most * 1e6) exit
-      printf "%d MB", sum / 1e6
-      for (n = 0; n < 3; n++) {
-        top = ""
-        for (name in entry) if (top == "" || entry[name] > entry[top]) top = name
-        if (top == "" || entry[top] < 1e5) break
-        printf "%s %s %.1f MB", n ? "," : ":", top, entry[top] / 1e6
-        delete entry[top]
-      }
-    }')
-  [[ -z "$sizes" ]] || fail 2 "the code in $root, which every worker gets, has $sizes; wanted at most $UAE_CODE_MB MB" \
-    "(UAE_CODE_MB): move such things out of it, or name them in .gitignore; weights are read from gs://BUCKET/FOLDER or" \
-    "by their name on the hub, data from a bucket or a shared folder"
-}
-
   answer=$(bash -c "$ask") || true
   case "$answer" in
     200) ;;
-    401) fail 1 "HF_TOKEN is not valid (asked about $1); make one at https://huggingface.co/settings/tokens" ;;
-    403) fail 1 "HF_TOKEN may not read $1: accept the licence at https://huggingface.co/$1 with the token's account" ;;
+    401) fail 1 "$token_name is not valid (asked about $1); make one at https://huggingface.co/settings/tokens" ;;
+    403) fail 1 "$token_name may not read $1: accept the licence at https://huggingface.co/$1 with the token's account" ;;
     404) fail 1 "$1: no such repository on the Hugging Face hub" ;;
-    *) say "warning: $hub did not say whether HF_TOKEN may read $1 (answer: ${answer:-none})" ;;
+    *) say "warning: $hub did not say whether $token_name may read $1 (answer: ${answer:-none})" ;;
   esac
 }
 
@@ -333,6 +316,18 @@ git rev-parse --git-dir >/dev/null 2>&1 ||
 
 list_code() {
   bash -c "$LIST_CODE"
+# What huggingface_hub takes: HF_TOKEN, else what `hf auth login` left.
+find_token() {
+  local file=${HF_TOKEN_PATH:-${HF_HOME:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/huggingface}/token}
+  if [[ -n "${HF_TOKEN:-}" ]]; then
+    export HF_TOKEN
+    # shellcheck disable=SC2016  # expanded by the shell that the line is for
+    token='"$HF_TOKEN"' token_name=HF_TOKEN
+  elif [[ -s "$file" ]]; then
+    token="\"\$(cat $(quote "$file"))\"" token_name="the token in $file"
+  fi
+}
+
 }
 
 # Puts code, and the token if there is one, into a folder that is removed in the end.
@@ -342,9 +337,8 @@ pack() {
   run mkdir -m 700 "$staging" || return
   run_line "$LIST_CODE | COPYFILE_DISABLE=1 tar -czf $(quote "$staging/$CODE") -T -" || return
   files=("$staging/$CODE")
-  if [[ -n "${HF_TOKEN:-}" ]]; then
-    export HF_TOKEN
-    run_line "umask 077; printf %s \"\$HF_TOKEN\" > $(quote "$staging/hf_token")" || return
+  if [[ -n "$token" ]]; then
+    run_line "umask 077; printf %s $token > $(quote "$staging/hf_token")" || return
     files+=("$staging/hf_token")
   fi
 }

@@ -50,14 +50,15 @@ write_environment() {
   for name in "${HANDED_ON[@]}"; do
     [[ -z "${!name:-}" ]] || lines+=("$name=${!name}")
   done
-  [[ -z "${HF_TOKEN:-}" ]] || lines+=(HF_TOKEN)
-  staging=${TMPDIR:-/tmp}/uae_launch.$$
-  run mkdir -m 700 "$staging"
+  [[ -z "$token" ]] || lines+=(HF_TOKEN)
   run_line "printf '%s\\n' $(quote "${lines[@]}") > $(quote "$staging/environment")"
 }
 
 create() {
-  [[ -z "${HF_TOKEN:-}" ]] || export HF_TOKEN
+  if [[ -n "$token" && "$token_name" != HF_TOKEN ]]; then
+    show "export HF_TOKEN=$token"
+    ((dry_run)) || eval "export HF_TOKEN=$token"
+  fi
   exists=1 # from now on: an interrupt does not tell how far it came
   run xpk workload create --workload "$NAME" "${place[@]}" --tpu-type "$TPU_TYPE" --num-slices "${NUM_SLICES:-1}" \
     --docker-image "$IMAGE" --priority "${PRIORITY:-medium}" --max-restarts "$RESTARTS" \
