@@ -28,14 +28,15 @@ token=""     # of the Hugging Face hub: as a shell expands it; nothing where the
 token_name=""
 # shellcheck disable=SC2034
 LOST=75 # exit code that means so: sysexits' "temporary failure"
-settings=() switches=()
-
-# What a run may want to know, handed on to the workers where it is set here.
-HANDED_ON=(HF_HOME HF_HUB_OFFLINE HF_ENDPOINT LIBTPU_INIT_ARGS XLA_FLAGS XLA_PYTHON_CLIENT_MEM_FRACTION)
-
 ASK_TRIES=${ASK_TRIES:-8}
 ASK_SECONDS=${ASK_SECONDS:-600} # the longest wait between two of them
 UAE_CODE_MB=${UAE_CODE_MB:-200} # the most that is copied to workers
+settings=() switches=()
+
+# What a run may want to know, handed on to the workers where it is set here.
+HANDED_ON=(HF_HOME HF_HUB_OFFLINE HF_ENDPOINT LIBTPU_INIT_ARGS XLA_FLAGS XLA_PYTHON_CLIENT_MEM_FRACTION
+  UAE_START_TIMEOUT)
+
 say() {
   printf '%s: %s\n' "$script" "$*" >&2
 }
@@ -84,6 +85,7 @@ parse_arguments() {
     esac
     name=$(printf '%s' "${flag#--}" | tr 'a-z-' 'A-Z_')
     if contains "$name" ${switches[@]+"${switches[@]}"}; then
+      ((!joined)) || fail 2 "$flag takes no value, got '$value'; leave it out where it is not meant"
       printf -v "$name" 1
       continue
     fi
@@ -92,8 +94,9 @@ parse_arguments() {
     if ((!joined && $#)); then
       value=$1
       shift
-      ((!joined)) || fail 2 "$flag takes no value, got '$value'; leave it out where it is not meant"
     fi
+    [[ -n "$value" ]] || fail 2 "$flag has no value"
+    [[ "$value" != --* ]] || fail 2 "$flag has no value: '$value', which follows it, is an option itself"
     printf -v "$name" '%s' "$value"
   done
   require CONFIG WORKDIR
@@ -102,10 +105,8 @@ parse_arguments() {
   WORKDIR=${WORKDIR%/}
   CACHE=${CACHE:-${JAX_COMPILATION_CACHE_DIR:-$WORKDIR/compile_cache}}
   [[ "$RESTARTS" =~ ^[0-9]+$ ]] || fail 2 "--restarts is '$RESTARTS', wanted a number"
-}
-    [[ -n "$value" ]] || fail 2 "$flag has no value"
-    [[ "$value" != --* ]] || fail 2 "$flag has no value: '$value', which follows it, is an option itself"
   find_token
+}
 
 contains() {
   local each
@@ -216,12 +217,43 @@ trap 'interrupted 143' TERM
 trap 'interrupted 129' HUP
 trap 'ended $?' EXIT
 
+# inquire COMMAND...: sets `answer` to what a query about $NAME prints, "" where it fails because there is no such thing;
+# `found` tells the two apart. Other failures pass, as those of a network do: it is asked again, after ever longer waits.
+# Where there is no answer in the end, the script ends, and `left_behind` must delete nothing.
+inquire() {
+  local try tries=$ASK_TRIES seconds=$RETRY_SECONDS
+  ((known)) || tries=3 # nothing is at stake yet, and the user may have to log in
+  answer="" found=1
+  shown "$@"
+  ((dry_run)) && return
+  for ((try = 2; ; try++)); do
+    answer=$("$@" 2>"$staging/error") && known=1 && return
+    answer=""
+    if grep -qiE 'not_found|\(notfound\)|resource.* was not found' "$staging/error"; then
+      # shellcheck disable=SC2034
+      known=1 found=0
+      return
+    fi
+    cat "$staging/error" >&2
+    ((try <= tries)) || break
+    say "no answer about $NAME from $1; asking again in $seconds s (try $try of $tries)"
+    pause "$seconds"
+    seconds=$((2 * seconds < ASK_SECONDS ? 2 * seconds : ASK_SECONDS))
+  done
+  ((known)) || fail 1 "$1 does not say whether $NAME is there, see above; nothing was made"
+  # shellcheck disable=SC2034
+  unknown=1
+  fail 1 "$1 does not say how $NAME stands, asked $tries times, see above"
+}
+
 # Runs the script's `attempt` again, with the same command, as long as its `taken_away CODE` says that not the run
 # failed but its machines were lost. `uae train` goes on from its last checkpoint.
 keep_running() {
   local code
   while true; do
     code=0
+    # shellcheck disable=SC2034
+    unknown=0
     ((dry_run)) || : >"$log"
     attempt || code=$?
     ((code)) || return 0
@@ -253,8 +285,31 @@ check_config() {
   if [[ "${1:-}" == copied ]]; then
     [[ "$file" != /* && "$file" != ..* ]] || fail 2 "$file: is not in $root, which is what the workers get; copy it there"
     list_code | grep -Fx -- "${file#./}" >/dev/null || fail 2 "$file: is ignored by git and not copied; move it"
+    check_size
   fi
   training=(--config "$CONFIG" --workdir "$WORKDIR" ${arguments[@]+"${arguments[@]}"})
+}
+
+# Weights or data that lie about in the checkout are not code: every attempt would copy them to every worker.
+check_size() {
+  local sizes
+  # du, as a folder that is a repository of its own is one line of the list.
+  sizes=$({ list_code | tr '\n' '\0' | xargs -0 du -sk 2>/dev/null || true; } | awk -v most="$UAE_CODE_MB" '
+    { size = $1 * 1024; sub(/^[0-9]+[ \t]+/, ""); sub(/\/.*/, ""); entry[$0] += size; sum += size }
+    END {
+      if (sum <= most * 1e6) exit
+      printf "%d MB", sum / 1e6
+      for (n = 0; n < 3; n++) {
+        top = ""
+        for (name in entry) if (top == "" || entry[name] > entry[top]) top = name
+        if (top == "" || entry[top] < 1e5) break
+        printf "%s %s %.1f MB", n ? "," : ":", top, entry[top] / 1e6
+        delete entry[top]
+      }
+    }')
+  [[ -z "$sizes" ]] || fail 2 "the code in $root, which every worker gets, has $sizes; wanted at most $UAE_CODE_MB MB" \
+    "(UAE_CODE_MB): move such things out of it, or name them in .gitignore; weights are read from gs://BUCKET/FOLDER or" \
+    "by their name on the hub, data from a bucket or a shared folder"
 }
 
 # Is WORKDIR where all workers reach it, also after their machines are gone? Says so, or fails where it must be.
@@ -284,14 +339,26 @@ check_weights() {
   done
 }
 
+# What huggingface_hub takes: HF_TOKEN, else what `hf auth login` left.
+find_token() {
+  local file=${HF_TOKEN_PATH:-${HF_HOME:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/huggingface}/token}
+  if [[ -n "${HF_TOKEN:-}" ]]; then
+    export HF_TOKEN
+    # shellcheck disable=SC2016  # expanded by the shell that the line is for
+    token='"$HF_TOKEN"' token_name=HF_TOKEN
+  elif [[ -s "$file" ]]; then
+    token="\"\$(cat $(quote "$file"))\"" token_name="the token in $file"
+  fi
+}
+
 check_licence() {
   local hub=${HF_ENDPOINT:-https://huggingface.co} answer ask
   [[ "${HF_HUB_OFFLINE:-0}" =~ ^(1|true|yes|on|TRUE|YES|ON)$ ]] && return
-  [[ -n "${HF_TOKEN:-}" ]] || fail 1 "$CONFIG names $1, whose weights are gated: accept the licence at" \
-    "https://huggingface.co/$1, make a token at https://huggingface.co/settings/tokens and set HF_TOKEN to it"
+  [[ -n "$token" ]] || fail 1 "$CONFIG names $1, whose weights are gated: accept the licence at" \
+    "https://huggingface.co/$1, make a token at https://huggingface.co/settings/tokens and set HF_TOKEN to it, or give it" \
+    "to 'hf auth login'"
   # The token goes by stdin: arguments can be read by everybody on this machine.
-  ask="printf 'header = \"Authorization: Bearer %s\"\\n' \"\$HF_TOKEN\" | curl --silent --max-time 20 --output /dev/null"
-    check_size
+  ask="printf 'header = \"Authorization: Bearer %s\"\\n' $token | curl --silent --max-time 20 --output /dev/null"
   ask+=" --write-out '%{http_code}' --config - $(quote "$hub/api/models/$1/auth-check")"
   show "$ask"
   ((dry_run)) && return
@@ -316,18 +383,6 @@ git rev-parse --git-dir >/dev/null 2>&1 ||
 
 list_code() {
   bash -c "$LIST_CODE"
-# What huggingface_hub takes: HF_TOKEN, else what `hf auth login` left.
-find_token() {
-  local file=${HF_TOKEN_PATH:-${HF_HOME:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/huggingface}/token}
-  if [[ -n "${HF_TOKEN:-}" ]]; then
-    export HF_TOKEN
-    # shellcheck disable=SC2016  # expanded by the shell that the line is for
-    token='"$HF_TOKEN"' token_name=HF_TOKEN
-  elif [[ -s "$file" ]]; then
-    token="\"\$(cat $(quote "$file"))\"" token_name="the token in $file"
-  fi
-}
-
 }
 
 # Puts code, and the token if there is one, into a folder that is removed in the end.
@@ -355,6 +410,7 @@ unpack_line() {
   local worker=uae_jax/launch/worker.sh install
   install=$(quote env ${worker_name[@]+"${worker_name[@]}"} UAE_HARDWARE="${UAE_HARDWARE:-$1}" \
     UAE_EXTRAS="$(extras)" bash $worker install)
+  # shellcheck disable=SC2016  # for the worker's shell
   printf '%s ' "mkdir -p uae_jax .uae_jax && ( flock 9; if [ -f $worker ] && bash $worker busy;" \
     "then echo 'a run is under way here: its code stays'; else tar --quoting-style=literal -tzf $CODE > .uae_jax/new &&" \
     'if [ -f uae_jax/.unpacked ]; then cat uae_jax/.unpacked; else' \
@@ -392,4 +448,3 @@ report_failure() {
 again() {
   quote "$script" ${given[@]+"${given[@]}"}
 }
-  # shellcheck disable=SC2016  # for the worker's shell
