@@ -217,8 +217,8 @@ trap 'interrupted 143' TERM
 trap 'interrupted 129' HUP
 trap 'ended $?' EXIT
 
-# inquire COMMAND...: sets `answer` to what a query about $NAME prints, "" where it fails because there is no such thing;
-# `found` tells the two apart. Other failures pass, as those of a network do: it is asked again, after ever longer waits.
+# inquire COMMAND...: sets `answer` to what a query about $NAME prints, "" where it fails as there is no such thing, and
+# `found` to which it was. Other failures pass, as those of a network do: it is asked again, after ever longer waits.
 # Where there is no answer in the end, the script ends, and `left_behind` must delete nothing.
 inquire() {
   local try tries=$ASK_TRIES seconds=$RETRY_SECONDS
@@ -308,8 +308,8 @@ check_size() {
       }
     }')
   [[ -z "$sizes" ]] || fail 2 "the code in $root, which every worker gets, has $sizes; wanted at most $UAE_CODE_MB MB" \
-    "(UAE_CODE_MB): move such things out of it, or name them in .gitignore; weights are read from gs://BUCKET/FOLDER or" \
-    "by their name on the hub, data from a bucket or a shared folder"
+    "(UAE_CODE_MB): move such things out of it, or name them in .gitignore; weights are read from gs://BUCKET/FOLDER" \
+    "or by their name on the hub, data from a bucket or a shared folder"
 }
 
 # Is WORKDIR where all workers reach it, also after their machines are gone? Says so, or fails where it must be.
@@ -329,8 +329,8 @@ check_weights() {
       ${arguments[@]+"${arguments[@]}"}) || fail 1 "this configuration will not do, see above; nothing was started"
   else
     say "no environment here to read the configuration with: it is searched for the names of gated weights only" \
-      "(launch/local.sh --only-install makes one, for the hardware of this machine; where nodes that have GPUs are to use" \
-      "it, UAE_HARDWARE=cuda launch/local.sh --only-install)"
+      "(launch/local.sh --only-install makes one, for the hardware of this machine; where nodes that have GPUs are to" \
+      "use it, UAE_HARDWARE=cuda launch/local.sh --only-install)"
     text=$(grep -oE "[\"']${after}[\"']" "$(config_file)" || true)
     text+=" $CONFIG ${arguments[*]+"${arguments[*]}"}"
   fi
@@ -355,8 +355,8 @@ check_licence() {
   local hub=${HF_ENDPOINT:-https://huggingface.co} answer ask
   [[ "${HF_HUB_OFFLINE:-0}" =~ ^(1|true|yes|on|TRUE|YES|ON)$ ]] && return
   [[ -n "$token" ]] || fail 1 "$CONFIG names $1, whose weights are gated: accept the licence at" \
-    "https://huggingface.co/$1, make a token at https://huggingface.co/settings/tokens and set HF_TOKEN to it, or give it" \
-    "to 'hf auth login'"
+    "https://huggingface.co/$1, make a token at https://huggingface.co/settings/tokens and set HF_TOKEN to it, or give" \
+    "it to 'hf auth login'"
   # The token goes by stdin: arguments can be read by everybody on this machine.
   ask="printf 'header = \"Authorization: Bearer %s\"\\n' $token | curl --silent --max-time 20 --output /dev/null"
   ask+=" --write-out '%{http_code}' --config - $(quote "$hub/api/models/$1/auth-check")"
@@ -403,9 +403,9 @@ extras() {
   if [[ "$WORKDIR $CACHE" == *gs://* ]]; then echo gcs; fi
 }
 
-# Line of shell for a worker's home folder: unpacks and installs what `pack` made, except under a run that goes on. Locked,
-# because nodes may share the folder. Of what an older archive brought, as .unpacked has it (without: of the package's
-# modules), what this one does not is removed; all else in the folder stays: environment, runs, and what users put there.
+# Line of shell for a worker's home folder: unpacks and installs what `pack` made, except under a run that goes on.
+# Locked, because nodes may share the folder. Of what an older archive brought, as .unpacked has it (without: of the
+# package's modules), what this one does not is removed; all else stays: environment, runs, and what users put there.
 unpack_line() {
   local worker=uae_jax/launch/worker.sh install
   install=$(quote env ${worker_name[@]+"${worker_name[@]}"} UAE_HARDWARE="${UAE_HARDWARE:-$1}" \

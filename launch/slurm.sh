@@ -15,8 +15,8 @@
 #   --dry-run              prints every command and runs none
 #
 # Needs no GPU where it is called: it installs for the nodes, unless .venv is for them already. UAE_VENV names another
-# folder, UAE_HARDWARE other hardware than cuda. Ctrl-C after the submission leaves the job alone. Run against stand-ins of
-# sbatch, srun and scontrol only so far.
+# folder, UAE_HARDWARE other hardware than cuda. Ctrl-C after the submission leaves the job alone. Run against stand-ins
+# of sbatch, srun and scontrol only so far.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

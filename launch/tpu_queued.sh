@@ -16,9 +16,9 @@
 #
 # Ctrl-C leaves all as it is, without --delete-after: a resource that is still queued will be given, and billed, when its
 # turn comes. The same command waits or looks on again. Without --delete-after one thing is deleted: a resource of this
-# name that is FAILED or SUSPENDED, or whose VM is PREEMPTED, TERMINATED or gone; it is asked for anew. With it nothing is,
-# where it cannot be found out how the resource stands. HF_TOKEN, or the token of `hf auth login`, goes to the workers by
-# file. Not run against a real cloud yet.
+# name that is FAILED or SUSPENDED, or whose VM is PREEMPTED, TERMINATED or gone; it is asked for anew. With it nothing
+# is, where it cannot be found out how the resource stands. HF_TOKEN, or the token of `hf auth login`, goes to the workers
+# by file. Not run against a real cloud yet.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source launch/tpu_workers.sh
@@ -99,7 +99,9 @@ taken_away() {
   ask queued-resources state.state
   case "$answer" in
     SUSPENDING | SUSPENDED) say "queued resource $NAME is $answer" ;;
-    ACCEPTED | CREATING | PROVISIONING | WAITING_FOR_RESOURCES) say "queued resource $NAME is $answer, and waited for again" ;;
+    ACCEPTED | CREATING | PROVISIONING | WAITING_FOR_RESOURCES)
+      say "queued resource $NAME is $answer, and waited for again"
+      ;;
     ACTIVE)
       ask tpu-vm state
       if [[ "$answer" =~ ^(PREEMPTED|TERMINATED|)$ ]]; then # its resource stays ACTIVE for a while, but is of no use

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154  # variables of common.sh
 # Sourced by tpu_vm.sh and tpu_queued.sh, after common.sh: the way from a TPU VM that is there to a run on its workers.
-# Needs NAME, ZONE, PROJECT; the sourcing script defines `delete_vm`, sets `deletion` and `look` to what deletes and shows
-# it, and `exists` to 1 before it makes the VM.
+# Needs NAME, ZONE, PROJECT; the sourcing script defines `delete_vm`, sets `deletion` and `look` to what deletes and
+# shows it, and `exists` to 1 before it makes the VM.
 
 exists=0 # whether there is something that costs
 begun=0  # whether its workers have begun to speak
@@ -88,14 +88,15 @@ left_behind() {
     fi
     say "error: deleting $NAME failed"
   fi
+  local what="$NAME, $TPU_TYPE in $ZONE, project $PROJECT"
   local ssh=("${tpu[@]}" tpu-vm ssh "$NAME" --worker=all "${place[@]}")
   {
     if ((unknown)); then
-      printf '%s\n' "perhaps left running, and then billed until it is deleted: $NAME, $TPU_TYPE in $ZONE, project $PROJECT" \
-        "a run may go on there: nothing was deleted. To see how it stands:" "  $(quote "${look[@]}")" \
+      printf '%s\n' "perhaps left running, and then billed until it is deleted: $what" \
+        "a run may go on there: nothing was deleted; to see how it stands:" "  $(quote "${look[@]}")" \
         "to look on again:" "  $(again)"
     else
-      printf '%s\n' "left running, and billed until it is deleted: $NAME, $TPU_TYPE in $ZONE, project $PROJECT"
+      printf '%s\n' "left running, and billed until it is deleted: $what"
     fi
     if ((was_interrupted)); then
       printf '%s\n' "a run that had begun goes on there; to look on again, or to go on after it was stopped:" "  $(again)"

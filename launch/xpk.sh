@@ -15,10 +15,10 @@
 #   --restarts N           how often pods may start again (default: 20)
 #   --dry-run              prints every command and runs none
 #
-# Ctrl-C leaves the workload as it is, without --delete-after. A workload of this name that is there is looked on at, not
-# made again: so the same command comes back to it. The cluster itself is never touched, nor a workload deleted of which it
-# cannot be found out how it stands. HF_TOKEN, or the token of `hf auth login`, becomes a variable of the pods, which those
-# can read who may read the workload. Not run against a real cloud yet.
+# Ctrl-C leaves the workload as it is, without --delete-after; the same command looks on again, as it does at any workload
+# of this name and --workdir. The cluster itself is never touched, nor a workload deleted of which it cannot be found out
+# how it stands. HF_TOKEN, or the token of `hf auth login`, becomes a variable of the pods, which those can read who may
+# read the workload. Not run against a real cloud yet.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
