@@ -21,12 +21,21 @@ log=""       # what the workers last printed
 restarts=0   # of the run, because its machines were taken away
 # shellcheck disable=SC2034  # the scripts read it
 was_interrupted=0
+known=0      # whether a query about what is rented was answered once
+# shellcheck disable=SC2034
+unknown=0    # whether it was not in the end, so that nobody can say how a run stands
+token=""     # of the Hugging Face hub: as a shell expands it; nothing where there is none
+token_name=""
 # shellcheck disable=SC2034
 LOST=75 # exit code that means so: sysexits' "temporary failure"
+ASK_TRIES=${ASK_TRIES:-8}
+ASK_SECONDS=${ASK_SECONDS:-600} # the longest wait between two of them
+UAE_CODE_MB=${UAE_CODE_MB:-200} # the most that is copied to workers
 settings=() switches=()
 
 # What a run may want to know, handed on to the workers where it is set here.
-HANDED_ON=(HF_HOME HF_HUB_OFFLINE HF_ENDPOINT LIBTPU_INIT_ARGS XLA_FLAGS XLA_PYTHON_CLIENT_MEM_FRACTION)
+HANDED_ON=(HF_HOME HF_HUB_OFFLINE HF_ENDPOINT LIBTPU_INIT_ARGS XLA_FLAGS XLA_PYTHON_CLIENT_MEM_FRACTION
+  UAE_START_TIMEOUT)
 
 say() {
   printf '%s: %s\n' "$script" "$*" >&2
@@ -60,9 +69,9 @@ quote() {
 }
 
 parse_arguments() {
-  local flag value name
+  local flag value name joined
   while (($#)); do
-    flag=$1 value="" name=""
+    flag=$1 value="" name="" joined=0
     shift
     case "$flag" in
       --help | -h) usage && exit 0 ;;
@@ -70,22 +79,24 @@ parse_arguments() {
       --quiet | --config.*=*) arguments+=("$flag") && continue ;;
       --config.*) fail 2 "$flag has no value; wanted $flag=VALUE" ;;
       --) arguments+=("$@") && break ;;
-      --*=*) value=${flag#*=} flag=${flag%%=*} ;;
+      --*=*) value=${flag#*=} flag=${flag%%=*} joined=1 ;;
       --*) ;;
       *) fail 2 "'$flag' is not expected here; see $script --help" ;;
     esac
     name=$(printf '%s' "${flag#--}" | tr 'a-z-' 'A-Z_')
     if contains "$name" ${switches[@]+"${switches[@]}"}; then
+      ((!joined)) || fail 2 "$flag takes no value, got '$value'; leave it out where it is not meant"
       printf -v "$name" 1
       continue
     fi
     contains "$name" CONFIG WORKDIR CACHE RESTARTS ${settings[@]+"${settings[@]}"} ||
       fail 2 "no option $flag; see $script --help"
-    if [[ -z "$value" ]]; then
-      [[ $# -gt 0 && -n "$1" ]] || fail 2 "$flag has no value"
+    if ((!joined && $#)); then
       value=$1
       shift
     fi
+    [[ -n "$value" ]] || fail 2 "$flag has no value"
+    [[ "$value" != --* ]] || fail 2 "$flag has no value: '$value', which follows it, is an option itself"
     printf -v "$name" '%s' "$value"
   done
   require CONFIG WORKDIR
@@ -94,6 +105,7 @@ parse_arguments() {
   WORKDIR=${WORKDIR%/}
   CACHE=${CACHE:-${JAX_COMPILATION_CACHE_DIR:-$WORKDIR/compile_cache}}
   [[ "$RESTARTS" =~ ^[0-9]+$ ]] || fail 2 "--restarts is '$RESTARTS', wanted a number"
+  find_token
 }
 
 contains() {
@@ -205,12 +217,43 @@ trap 'interrupted 143' TERM
 trap 'interrupted 129' HUP
 trap 'ended $?' EXIT
 
+# inquire COMMAND...: sets `answer` to what a query about $NAME prints, "" where it fails as there is no such thing, and
+# `found` to which it was. Other failures pass, as those of a network do: it is asked again, after ever longer waits.
+# Where there is no answer in the end, the script ends, and `left_behind` must delete nothing.
+inquire() {
+  local try tries=$ASK_TRIES seconds=$RETRY_SECONDS
+  ((known)) || tries=3 # nothing is at stake yet, and the user may have to log in
+  answer="" found=1
+  shown "$@"
+  ((dry_run)) && return
+  for ((try = 2; ; try++)); do
+    answer=$("$@" 2>"$staging/error") && known=1 && return
+    answer=""
+    if grep -qiE 'not_found|\(notfound\)|resource.* was not found' "$staging/error"; then
+      # shellcheck disable=SC2034
+      known=1 found=0
+      return
+    fi
+    cat "$staging/error" >&2
+    ((try <= tries)) || break
+    say "no answer about $NAME from $1; asking again in $seconds s (try $try of $tries)"
+    pause "$seconds"
+    seconds=$((2 * seconds < ASK_SECONDS ? 2 * seconds : ASK_SECONDS))
+  done
+  ((known)) || fail 1 "$1 does not say whether $NAME is there, see above; nothing was made"
+  # shellcheck disable=SC2034
+  unknown=1
+  fail 1 "$1 does not say how $NAME stands, asked $tries times, see above"
+}
+
 # Runs the script's `attempt` again, with the same command, as long as its `taken_away CODE` says that not the run
 # failed but its machines were lost. `uae train` goes on from its last checkpoint.
 keep_running() {
   local code
   while true; do
     code=0
+    # shellcheck disable=SC2034
+    unknown=0
     ((dry_run)) || : >"$log"
     attempt || code=$?
     ((code)) || return 0
@@ -242,8 +285,31 @@ check_config() {
   if [[ "${1:-}" == copied ]]; then
     [[ "$file" != /* && "$file" != ..* ]] || fail 2 "$file: is not in $root, which is what the workers get; copy it there"
     list_code | grep -Fx -- "${file#./}" >/dev/null || fail 2 "$file: is ignored by git and not copied; move it"
+    check_size
   fi
   training=(--config "$CONFIG" --workdir "$WORKDIR" ${arguments[@]+"${arguments[@]}"})
+}
+
+# Weights or data that lie about in the checkout are not code: every attempt would copy them to every worker.
+check_size() {
+  local sizes
+  # du, as a folder that is a repository of its own is one line of the list.
+  sizes=$({ list_code | tr '\n' '\0' | xargs -0 du -sk 2>/dev/null || true; } | awk -v most="$UAE_CODE_MB" '
+    { size = $1 * 1024; sub(/^[0-9]+[ \t]+/, ""); sub(/\/.*/, ""); entry[$0] += size; sum += size }
+    END {
+      if (sum <= most * 1e6) exit
+      printf "%d MB", sum / 1e6
+      for (n = 0; n < 3; n++) {
+        top = ""
+        for (name in entry) if (top == "" || entry[name] > entry[top]) top = name
+        if (top == "" || entry[top] < 1e5) break
+        printf "%s %s %.1f MB", n ? "," : ":", top, entry[top] / 1e6
+        delete entry[top]
+      }
+    }')
+  [[ -z "$sizes" ]] || fail 2 "the code in $root, which every worker gets, has $sizes; wanted at most $UAE_CODE_MB MB" \
+    "(UAE_CODE_MB): move such things out of it, or name them in .gitignore; weights are read from gs://BUCKET/FOLDER" \
+    "or by their name on the hub, data from a bucket or a shared folder"
 }
 
 # Is WORKDIR where all workers reach it, also after their machines are gone? Says so, or fails where it must be.
@@ -262,8 +328,9 @@ check_weights() {
     text=$(JAX_PLATFORMS=cpu "$python" -m uae_jax.cli train --config "$CONFIG" --workdir "$WORKDIR" --print-config \
       ${arguments[@]+"${arguments[@]}"}) || fail 1 "this configuration will not do, see above; nothing was started"
   else
-    say "no environment here to read the configuration with (launch/local.sh --only-install makes one):" \
-      "it is searched for the names of gated weights only"
+    say "no environment here to read the configuration with: it is searched for the names of gated weights only" \
+      "(launch/local.sh --only-install makes one, for the hardware of this machine; where nodes that have GPUs are to" \
+      "use it, UAE_HARDWARE=cuda launch/local.sh --only-install)"
     text=$(grep -oE "[\"']${after}[\"']" "$(config_file)" || true)
     text+=" $CONFIG ${arguments[*]+"${arguments[*]}"}"
   fi
@@ -272,34 +339,47 @@ check_weights() {
   done
 }
 
+# What huggingface_hub takes: HF_TOKEN, else what `hf auth login` left.
+find_token() {
+  local file=${HF_TOKEN_PATH:-${HF_HOME:-${XDG_CACHE_HOME:-${HOME:-}/.cache}/huggingface}/token}
+  if [[ -n "${HF_TOKEN:-}" ]]; then
+    export HF_TOKEN
+    # shellcheck disable=SC2016  # expanded by the shell that the line is for
+    token='"$HF_TOKEN"' token_name=HF_TOKEN
+  elif [[ -s "$file" ]]; then
+    token="\"\$(cat $(quote "$file"))\"" token_name="the token in $file"
+  fi
+}
+
 check_licence() {
   local hub=${HF_ENDPOINT:-https://huggingface.co} answer ask
   [[ "${HF_HUB_OFFLINE:-0}" =~ ^(1|true|yes|on|TRUE|YES|ON)$ ]] && return
-  [[ -n "${HF_TOKEN:-}" ]] || fail 1 "$CONFIG names $1, whose weights are gated: accept the licence at" \
-    "https://huggingface.co/$1, make a token at https://huggingface.co/settings/tokens and set HF_TOKEN to it"
+  [[ -n "$token" ]] || fail 1 "$CONFIG names $1, whose weights are gated: accept the licence at" \
+    "https://huggingface.co/$1, make a token at https://huggingface.co/settings/tokens and set HF_TOKEN to it, or give" \
+    "it to 'hf auth login'"
   # The token goes by stdin: arguments can be read by everybody on this machine.
-  ask="printf 'header = \"Authorization: Bearer %s\"\\n' \"\$HF_TOKEN\" | curl --silent --max-time 20 --output /dev/null"
+  ask="printf 'header = \"Authorization: Bearer %s\"\\n' $token | curl --silent --max-time 20 --output /dev/null"
   ask+=" --write-out '%{http_code}' --config - $(quote "$hub/api/models/$1/auth-check")"
   show "$ask"
   ((dry_run)) && return
-  export HF_TOKEN
   answer=$(bash -c "$ask") || true
   case "$answer" in
     200) ;;
-    401) fail 1 "HF_TOKEN is not valid (asked about $1); make one at https://huggingface.co/settings/tokens" ;;
-    403) fail 1 "HF_TOKEN may not read $1: accept the licence at https://huggingface.co/$1 with the token's account" ;;
+    401) fail 1 "$token_name is not valid (asked about $1); make one at https://huggingface.co/settings/tokens" ;;
+    403) fail 1 "$token_name may not read $1: accept the licence at https://huggingface.co/$1 with the token's account" ;;
     404) fail 1 "$1: no such repository on the Hugging Face hub" ;;
-    *) say "warning: $hub did not say whether HF_TOKEN may read $1 (answer: ${answer:-none})" ;;
+    *) say "warning: $hub did not say whether $token_name may read $1 (answer: ${answer:-none})" ;;
   esac
 }
 
 # --- what goes to the workers ----------------------------------------------------------------------------------------
 
 CODE=uae_jax.tar.gz
-# Files of git that are there, new ones included, ignored ones not; all but environments and results where there is no git.
+# Files of git that are there, new ones included, ignored ones not; where there is no git, all but what it would ignore.
 LIST_CODE="git ls-files -z -co --exclude-standard | xargs -0 sh -c 'for f; do [ -e \"\$f\" ] && echo \"\$f\"; done' sh"
 git rev-parse --git-dir >/dev/null 2>&1 ||
-  LIST_CODE="find . -type f ! -path './.venv*' ! -path './runs/*' ! -path './data/*' | sed 's|^[.]/||'"
+  LIST_CODE="find . -type f ! -path './.venv*' $(printf "! -path './%s/*' " runs data models out bench again build dist)\
+| sed 's|^[.]/||'"
 
 list_code() {
   bash -c "$LIST_CODE"
@@ -312,9 +392,8 @@ pack() {
   run mkdir -m 700 "$staging" || return
   run_line "$LIST_CODE | COPYFILE_DISABLE=1 tar -czf $(quote "$staging/$CODE") -T -" || return
   files=("$staging/$CODE")
-  if [[ -n "${HF_TOKEN:-}" ]]; then
-    export HF_TOKEN
-    run_line "umask 077; printf %s \"\$HF_TOKEN\" > $(quote "$staging/hf_token")" || return
+  if [[ -n "$token" ]]; then
+    run_line "umask 077; printf %s $token > $(quote "$staging/hf_token")" || return
     files+=("$staging/hf_token")
   fi
 }
@@ -324,14 +403,20 @@ extras() {
   if [[ "$WORKDIR $CACHE" == *gs://* ]]; then echo gcs; fi
 }
 
-# Line of shell for a worker's home folder: unpacks and installs what `pack` made, except under a run that goes on. Locked,
-# because nodes may share the folder.
+# Line of shell for a worker's home folder: unpacks and installs what `pack` made, except under a run that goes on.
+# Locked, because nodes may share the folder. Of what an older archive brought, as .unpacked has it (without: of the
+# package's modules), what this one does not is removed; all else stays: environment, runs, and what users put there.
 unpack_line() {
   local worker=uae_jax/launch/worker.sh install
   install=$(quote env ${worker_name[@]+"${worker_name[@]}"} UAE_HARDWARE="${UAE_HARDWARE:-$1}" \
     UAE_EXTRAS="$(extras)" bash $worker install)
+  # shellcheck disable=SC2016  # for the worker's shell
   printf '%s ' "mkdir -p uae_jax .uae_jax && ( flock 9; if [ -f $worker ] && bash $worker busy;" \
-    "then echo 'a run is under way here: its code stays'; else tar -xzf $CODE -C uae_jax &&" \
+    "then echo 'a run is under way here: its code stays'; else tar --quoting-style=literal -tzf $CODE > .uae_jax/new &&" \
+    'if [ -f uae_jax/.unpacked ]; then cat uae_jax/.unpacked; else' \
+    "( cd uae_jax && [ ! -d uae_jax ] || find uae_jax -name '*.py' ); fi |" \
+    'grep -vxFf .uae_jax/new | while IFS= read -r old; do [ -d "uae_jax/$old" ] || rm -f "uae_jax/$old"; done &&' \
+    "tar -xzf $CODE -C uae_jax && mv -f .uae_jax/new uae_jax/.unpacked &&" \
     "if [ -f hf_token ]; then mv -f hf_token .uae_jax/; fi && $install; fi ) 9> .uae_jax/lock"
 }
 

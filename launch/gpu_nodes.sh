@@ -12,8 +12,8 @@
 #   --dry-run                    prints every command and runs none
 #
 # WORKDIR is a folder that all nodes share, or gs://BUCKET/FOLDER. ssh asks for no passwords: keys or an agent must do.
-# Ctrl-C leaves the training running; the same command looks on again. HF_TOKEN, where set, goes to the nodes by stdin.
-# UAE_HARDWARE=cpu is for trying it out. Run against stand-ins of ssh and scp only so far.
+# Ctrl-C leaves the training running; the same command looks on again. HF_TOKEN, or the token of `hf auth login`, goes to
+# the nodes by stdin. UAE_HARDWARE=cpu is for trying it out. Run against stand-ins of ssh and scp only so far.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -105,7 +105,7 @@ piped_on() {
 
 copy_to() {
   shown_and_run "" scp -q -o BatchMode=yes "$staging/$CODE" "$2:" || return
-  [[ -z "${HF_TOKEN:-}" ]] ||
+  [[ -z "$token" ]] ||
     shown_and_run "$staging/hf_token" "${ssh[@]}" "$2" "umask 077; cat > hf_token"
 }
 

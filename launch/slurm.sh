@@ -14,8 +14,9 @@
 #   --restarts N           how often it queues again (default: 20)
 #   --dry-run              prints every command and runs none
 #
-# Needs no GPU where it is called. Ctrl-C after the submission leaves the job alone. Run against stand-ins of sbatch, srun
-# and scontrol only so far.
+# Needs no GPU where it is called: it installs for the nodes, unless .venv is for them already. UAE_VENV names another
+# folder, UAE_HARDWARE other hardware than cuda. Ctrl-C after the submission leaves the job alone. Run against stand-ins
+# of sbatch, srun and scontrol only so far.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
@@ -31,10 +32,10 @@ need sbatch "run this where Slurm jobs are submitted"
 check_config
 
 venv=${UAE_VENV:-.venv}
-if [[ ! -x "$venv/bin/uae" ]]; then # a node that submits jobs seldom has GPUs itself
-  run env UAE_HARDWARE="${UAE_HARDWARE:-cuda}" UAE_EXTRAS="$(extras)" launch/local.sh --only-install ||
-    fail 1 "the installation failed; nothing was submitted"
-fi
+# A node that submits jobs seldom has GPUs itself: an environment that was made for what it has would train on CPUs.
+install=(env UAE_HARDWARE="${UAE_HARDWARE:-cuda}" UAE_EXTRAS="$(extras)" launch/local.sh)
+"${install[@]}" --is-installed || run "${install[@]}" --only-install ||
+  fail 1 "the installation failed; nothing was submitted"
 check_weights
 
 job=(sbatch --parsable --job-name "$NAME" --nodes "$NODES" --ntasks-per-node 1 --requeue --open-mode append)
@@ -46,6 +47,8 @@ job+=(--signal "B:TERM@$GRACE" --chdir "$root" --output "$LOGS/%x-%j.log" launch
 variables=("JAX_COMPILATION_CACHE_DIR=$CACHE" "UAE_VENV=$venv" "UAE_RESTARTS=$RESTARTS")
 if ((GPUS_PER_NODE)); then # else JAX takes the first GPU alone under Slurm, expecting a process for each
   variables+=("JAX_LOCAL_DEVICE_IDS=$(seq -s , 0 $((GPUS_PER_NODE - 1)))")
+  # Without GPUs, or the drivers of them, an error, and not days on CPUs.
+  [[ -n "${JAX_PLATFORMS:-}" || "${UAE_HARDWARE:-cuda}" != cuda ]] || variables+=("JAX_PLATFORMS=cuda,cpu")
 fi
 
 run mkdir -p "$LOGS"

@@ -15,7 +15,10 @@
 #   --dry-run              prints every command and runs none
 #
 # Ctrl-C leaves all as it is, without --delete-after: a resource that is still queued will be given, and billed, when its
-# turn comes. The same command waits or looks on again. Not run against a real cloud yet.
+# turn comes. The same command waits or looks on again. Without --delete-after one thing is deleted: a resource of this
+# name that is FAILED or SUSPENDED, or whose VM is PREEMPTED, TERMINATED or gone; it is asked for anew. With it nothing
+# is, where it cannot be found out how the resource stands. HF_TOKEN, or the token of `hf auth login`, goes to the workers
+# by file. Not run against a real cloud yet.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source launch/tpu_workers.sh
@@ -28,6 +31,8 @@ check_config copied
 check_tpu_workdir
 check_weights
 deletion=("${tpu[@]}" queued-resources delete "$NAME" --force "${place[@]}")
+# shellcheck disable=SC2034
+look=("${tpu[@]}" queued-resources describe "$NAME" "${place[@]}")
 
 attempt() {
   have_vm || return
@@ -39,7 +44,7 @@ attempt() {
 have_vm() {
   local before="none" asked=0
   while true; do
-    ask queued-resources state.state || return
+    ask queued-resources state.state
     [[ "$answer" == "$before" ]] || ((dry_run)) || say "queued resource $NAME: ${answer:-not there}"
     before=$answer
     case "$answer" in
@@ -53,7 +58,7 @@ have_vm() {
         ;;
       FAILED | SUSPENDED)
         if ((asked)); then
-          run "${tpu[@]}" queued-resources describe "$NAME" "${place[@]}"
+          run "${look[@]}"
           say "error: the request for $NAME ended as $answer, see above"
           return 1
         fi
@@ -76,7 +81,8 @@ request() {
   [[ -z "${VALID_UNTIL:-}" ]] || command+=(--valid-until-duration "$VALID_UNTIL")
   exists=1 # from now on: an interrupt does not tell how far it came
   run "${command[@]}" "${place[@]}" && return
-  ask queued-resources state.state && [[ -n "$answer" ]] || exists=0
+  ask queued-resources state.state
+  [[ -n "$answer" ]] || exists=0
   return "$LOST"
 }
 
@@ -90,11 +96,14 @@ taken_away() {
     return 0
   fi
   ((exists)) || return 1
-  ask queued-resources state.state || return 1
+  ask queued-resources state.state
   case "$answer" in
     SUSPENDING | SUSPENDED) say "queued resource $NAME is $answer" ;;
+    ACCEPTED | CREATING | PROVISIONING | WAITING_FOR_RESOURCES)
+      say "queued resource $NAME is $answer, and waited for again"
+      ;;
     ACTIVE)
-      ask tpu-vm state || return 1
+      ask tpu-vm state
       if [[ "$answer" =~ ^(PREEMPTED|TERMINATED|)$ ]]; then # its resource stays ACTIVE for a while, but is of no use
         say "$NAME is ${answer:-gone}"
         delete_vm

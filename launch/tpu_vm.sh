@@ -15,7 +15,9 @@
 #   --dry-run              prints every command and runs none
 #
 # Ctrl-C leaves VM and training as they are, without --delete-after, and says how to come back, stop and delete. The same
-# command looks on again. HF_TOKEN, where set, goes to the workers by file. Not run against a real cloud yet.
+# command looks on again. Without --delete-after one thing is deleted: a VM of this name that is PREEMPTED or TERMINATED,
+# which cannot be started again and is made anew. With it nothing is, where it cannot be found out how the VM stands.
+# HF_TOKEN, or the token of `hf auth login`, goes to the workers by file. Not run against a real cloud yet.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source launch/tpu_workers.sh
@@ -28,6 +30,8 @@ check_config copied
 check_tpu_workdir
 check_weights
 deletion=("${tpu[@]}" tpu-vm delete "$NAME" "${place[@]}")
+# shellcheck disable=SC2034
+look=("${tpu[@]}" tpu-vm describe "$NAME" "${place[@]}")
 
 attempt() {
   have_vm || return
@@ -38,7 +42,7 @@ attempt() {
 # Makes the VM, starts or waits for it, or takes it as it is.
 have_vm() {
   while true; do
-    ask tpu-vm state || return
+    ask tpu-vm state
     case "$answer" in
       "")
         create_vm
@@ -72,7 +76,8 @@ create_vm() {
   ((${SPOT:-0} == 0)) || command+=(--spot)
   exists=1 # from now on: an interrupt does not tell how far it came
   run "${command[@]}" "${place[@]}" && return
-  ask tpu-vm state && [[ -n "$answer" ]] || exists=0
+  ask tpu-vm state
+  [[ -n "$answer" ]] || exists=0
   return "$LOST"
 }
 

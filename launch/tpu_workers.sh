@@ -1,8 +1,10 @@
 # shellcheck shell=bash disable=SC2154  # variables of common.sh
 # Sourced by tpu_vm.sh and tpu_queued.sh, after common.sh: the way from a TPU VM that is there to a run on its workers.
-# Needs NAME, ZONE, PROJECT; the sourcing script defines `delete_vm`, and sets `exists` to 1 before it makes the VM.
+# Needs NAME, ZONE, PROJECT; the sourcing script defines `delete_vm`, sets `deletion` and `look` to what deletes and
+# shows it, and `exists` to 1 before it makes the VM.
 
 exists=0 # whether there is something that costs
+begun=0  # whether its workers have begun to speak
 tpu=(gcloud compute tpus)
 SETTLE_SECONDS=${SETTLE_SECONDS:-30}
 
@@ -32,15 +34,7 @@ check_tpu_workdir() {
 
 # ask KIND FIELD: sets `answer` to a field of the VM or queued resource NAME, "" where there is none of that name.
 ask() {
-  local command=("${tpu[@]}" "$1" describe "$NAME" "--format=value($2)" "${place[@]}")
-  answer=""
-  shown "${command[@]}"
-  ((dry_run)) && return
-  answer=$("${command[@]}" 2>"$staging/error") && return
-  answer=""
-  grep -qi 'not[ _]found' "$staging/error" && return
-  cat "$staging/error" >&2
-  return 1
+  inquire "${tpu[@]}" "$1" describe "$NAME" "--format=value($2)" "${place[@]}"
 }
 
 prepare_workers() {
@@ -63,11 +57,11 @@ on_workers() {
 # Whether a run ended because the VM, or the connection to it, was lost; else it failed, or somebody ended the VM. A VM
 # may call itself READY for a moment after its workers were told to stop.
 lost_vm() {
-  local look
-  for look in 1 2; do
-    ask tpu-vm state || return 1
+  local turn
+  for turn in 1 2; do
+    ask tpu-vm state
     case "$answer" in
-      READY) ((look == 2)) || pause "$SETTLE_SECONDS" ;;
+      READY) ((turn == 2)) || pause "$SETTLE_SECONDS" ;;
       STOPPING | STOPPED | DELETING | "")
         say "error: somebody stopped or deleted $NAME (state: ${answer:-gone}); the same command takes the run up again"
         [[ -n "$answer" ]] || exists=0
@@ -76,13 +70,17 @@ lost_vm() {
       *) say "$NAME is $answer" && return ;;
     esac
   done
-  [[ -z "$(verdicts)" ]] && grep -q '^\[' "$log" || return 1 # workers had begun to speak, and none has said how it ended
+  ! grep -q '^\[' "$log" || begun=1
+  ((begun)) && [[ -z "$(verdicts)" ]] || return 1 # none has said how it ended
   say "the connection to $NAME broke; the VM is still there"
+  # shellcheck disable=SC2034
+  unknown=1
 }
 
 left_behind() {
-  ((exists)) || return 0
-  if ((${DELETE_AFTER:-0})); then
+  ((exists || unknown)) || return 0
+  ((!was_interrupted)) || unknown=0 # the user decides
+  if ((${DELETE_AFTER:-0} && !unknown)); then
     say "deleting $NAME, as --delete-after asks"
     if delete_vm; then
       say "nothing is left running; $WORKDIR keeps what was trained"
@@ -90,9 +88,16 @@ left_behind() {
     fi
     say "error: deleting $NAME failed"
   fi
+  local what="$NAME, $TPU_TYPE in $ZONE, project $PROJECT"
   local ssh=("${tpu[@]}" tpu-vm ssh "$NAME" --worker=all "${place[@]}")
   {
-    printf '%s\n' "left running, and billed until it is deleted: $NAME, $TPU_TYPE in $ZONE, project $PROJECT"
+    if ((unknown)); then
+      printf '%s\n' "perhaps left running, and then billed until it is deleted: $what" \
+        "a run may go on there: nothing was deleted; to see how it stands:" "  $(quote "${look[@]}")" \
+        "to look on again:" "  $(again)"
+    else
+      printf '%s\n' "left running, and billed until it is deleted: $what"
+    fi
     if ((was_interrupted)); then
       printf '%s\n' "a run that had begun goes on there; to look on again, or to go on after it was stopped:" "  $(again)"
       printf '%s\n' "to have it save and stop:" "  $(quote "${ssh[@]}" --command 'bash uae_jax/launch/worker.sh stop')"

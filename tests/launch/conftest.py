@@ -14,8 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 CLOUD = ("gcloud", "kubectl", "xpk", "docker", "srun", "sbatch", "scontrol", "ssh", "scp", "curl")
 ORDINARY = """
-awk basename bash cat chmod cp date dirname env find flock git grep gzip head hostname ls mkdir mktemp mv pgrep ps rm
-sed seq setsid sh sleep sort tail tar tee touch tr true uname wc xargs
+awk basename bash cat chmod cksum cp date dirname du env find flock git grep gzip head hostname ls mkdir mktemp mv pgrep
+ps rm sed seq setsid sh sleep sort tail tar tee touch tr true uname wc xargs
 """
 CONFIG = "configs/it's a config.py"
 
@@ -49,6 +49,7 @@ class Cloud:
         (self.tools / "python3").symlink_to(sys.executable)
         shutil.copytree(ROOT / "launch", self.root / "launch")
         (self.root / "configs").mkdir()
+        (self.root / "setup.py").write_text("# what is installed depends on it\n")
         (self.root / CONFIG).write_text("def get_config(arg=None):\n    return {}\n")
         self.play()
 
@@ -57,10 +58,15 @@ class Cloud:
         path.write_text(f"#!{sys.executable} -IS\n{source}")
         path.chmod(0o755)
 
-    def install(self) -> None:
-        """Has the checkout look installed; without a Python that reads configurations."""
+    def install(self, *extras: str) -> None:
+        """Has the checkout look installed, with hardware and extras; without a Python that reads configurations."""
         (self.root / ".venv/bin").mkdir(parents=True)
         self.write_standin(self.root / ".venv/bin/uae")
+        with open(self.root / "setup.py") as setup:
+            made_for = subprocess.run(["cksum"], stdin=setup, capture_output=True, text=True).stdout
+        (self.root / ".venv/uae_extras").write_text(
+            made_for + "".join(f"{each}\n" for each in extras or ("cuda", "gcs"))
+        )
 
     def add_workers(self, *names: str) -> dict[str, Path]:
         """Machines with an environment whose `uae` and `python` are stand-ins."""

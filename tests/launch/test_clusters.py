@@ -12,6 +12,9 @@ OVERRIDE = '--config.prompt=say "hi" to $HOME; it\'s `fine`'
 RUN = ("--config", CONFIG, "--workdir", "gs://b/it's a run", OVERRIDE)
 TRAINED = ["train", *RUN]
 NODES = ("--nodes", "me@a b")
+ABSENT = {"tool": "kubectl", "words": ["get", "jobset", "--ignore-not-found"], "code": 0}
+THERE = ABSENT | {"out": "jobset.jobset.x-k8s.io/w1"}
+TLS = {"tool": "kubectl", "words": ["jobset"], "code": 1, "err": "net/http: TLS handshake timeout"}
 XPK = (
     "--name",
     "w1",
@@ -103,6 +106,40 @@ def test_the_job_is_submitted_with_all_that_it_needs(cloud):
     assert submitted["env"]["JAX_LOCAL_DEVICE_IDS"] == "0,1"  # JAX's own guess under Slurm is one GPU a process
 
 
+def test_an_environment_for_other_hardware_is_not_submitted(cloud):
+    """As launch/local.sh --only-install makes it on a node without GPUs."""
+    cloud.install("cpu")
+    made = cloud.root / ".venv/uae_extras"
+    logs = ("--logs", str(cloud.folder / "logs"), "--dry-run")
+    installation = "env UAE_HARDWARE=cuda UAE_EXTRAS=gcs launch/local.sh --only-install"
+    for extras, installed in (("cpu", False), ("cuda", False), ("gcs\ncuda", True)):
+        made.write_text("\n".join((made.read_text().splitlines()[0], extras, "")))
+        done = cloud.run("slurm.sh", *RUN, *logs)
+        assert done.returncode == 0 and (installation not in done.stdout) == installed, extras
+    assert installation.replace("gcs", "''") not in cloud.run("slurm.sh", *RUN, "--workdir", "/s/x", *logs).stdout
+    (cloud.root / "setup.py").write_text("# wants more now")
+    assert installation in cloud.run("slurm.sh", *RUN, *logs).stdout
+    cloud.write_standin(cloud.root / ".venv/bin/python")
+    done = cloud.run("slurm.sh", *RUN, *logs[:-1])
+    assert done.returncode == 0, done.stderr
+    (installed,) = cloud.calls("python", "--editable")
+    assert ".[cuda,gcs]" in installed["argv"] and cloud.calls("sbatch")
+    assert cloud.run("slurm.sh", *RUN, *logs[:-1]).returncode == 0
+    assert len(cloud.calls("python", "--editable")) == 1  # it is known now
+
+
+def test_a_job_for_gpus_does_not_train_on_cpus(cloud):
+    cloud.install()
+    logs = ("--logs", str(cloud.folder / "logs"))
+    for more, variables, platforms in (
+        ((), {}, "cuda,cpu"),
+        ((), {"JAX_PLATFORMS": "rocm"}, "rocm"),
+        (("--gpus-per-node", "0"), {}, None),
+    ):
+        cloud.run("slurm.sh", *RUN, *logs, *more, **variables)
+        assert cloud.calls("sbatch")[-1]["env"].get("JAX_PLATFORMS") == platforms
+
+
 def test_where_nothing_is_installed_it_is_first(cloud):
     done = cloud.run("slurm.sh", *RUN, "--logs", str(cloud.folder / "logs"), "--dry-run")
     lines = done.stdout.splitlines()
@@ -148,8 +185,9 @@ def test_the_workload_runs_the_same_command(cloud):
     done = cloud.run("xpk.sh", *XPK, *RUN, "--build", "--num-slices", "2", "--restarts", "5", "--delete-after")
     assert done.returncode == 0, done.stderr
     order = [(call["tool"], call["argv"][0]) for call in cloud.calls() if call["tool"] != "kubectl"]
-    assert order == [("docker", "build"), ("docker", "push"), ("xpk", "workload"), ("xpk", "workload")]
-    create, delete = cloud.calls("xpk")
+    assert order == [("xpk", "workload"), ("docker", "build"), ("docker", "push"), *[("xpk", "workload")] * 2]
+    reach, create, delete = cloud.calls("xpk")
+    assert reach["argv"][:2] == ["workload", "list"]
     argv = create["argv"]
     options = dict(zip(argv[2::2], argv[3::2], strict=True))
     folder, command = options["--command"].split(" && ", 1)
@@ -186,12 +224,66 @@ def test_an_interrupt_leaves_the_workload_and_says_so(cloud):
     cloud.wait_for("kubectl", "logs")
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and len(cloud.calls("xpk")) == 1
-    assert "workload w1 goes on on cluster c" in err and "xpk workload delete --workload w1" in err
+    assert process.returncode == 130 and not cloud.calls("xpk", "delete")
+    assert "workload w1 on cluster c goes on" in err and "xpk workload delete --workload w1" in err
 
 
 def test_a_workload_that_is_refused_leaves_nothing(cloud):
     cloud.play({"tool": "xpk", "words": ["create"], "code": 3})
-    done = cloud.run("xpk.sh", *XPK, *RUN)
+    done = cloud.run("xpk.sh", *XPK, *RUN, "--delete-after")
     assert done.returncode == 1 and "xpk did not create the workload" in done.stderr
-    assert not cloud.calls("kubectl")
+    assert not cloud.calls("kubectl", "logs") and not cloud.calls("xpk", "delete") and "may go on" not in done.stderr
+
+
+def test_a_workload_that_somebody_made_meanwhile_is_left_alone(cloud):
+    cloud.play({"tool": "xpk", "words": ["create"], "code": 1, "err": "already exists"}, ABSENT | {"times": 1}, THERE)
+    done = cloud.run("xpk.sh", *XPK, *RUN, "--delete-after")
+    assert done.returncode == 1 and not cloud.calls("xpk", "delete")
+    assert "workload w1 on cluster c may go on: nothing was deleted" in done.stderr
+
+
+def test_called_again_it_looks_on(cloud):
+    """At what an interrupt left, without making, building or, while it runs, deleting anything."""
+    command = {"words": ["jsonpath={.spec"], "out": '["bash","-c","uae train --workdir gs://b/run;"]', "code": 0}
+    run = (*XPK, "--config", CONFIG, "--workdir", "gs://b/run", "--delete-after", "--build")
+    cloud.play(THERE, command, ended("") | {"times": 1}, ended("Completed"))
+    done = cloud.run("xpk.sh", *run)
+    assert done.returncode == 0, done.stderr
+    assert [call["argv"][1] for call in cloud.calls("xpk")] == ["list", "delete"] and not cloud.calls("docker")
+    assert len(cloud.calls("kubectl", "logs")) == 2 and "workload w1 is there; looking on" in done.stderr
+    cloud.play(THERE, command | {"out": '["bash","-c","uae train --workdir gs://b/run2;"]'})
+    done = cloud.run("xpk.sh", *run)
+    assert done.returncode == 1 and "there is a workload w1 with another --workdir than gs://b/run" in done.stderr
+    assert len(cloud.calls("xpk", "delete")) == 1 and not cloud.calls("xpk", "create")
+
+
+@pytest.mark.parametrize("delete", [(), ("--delete-after",)])
+def test_a_state_that_cannot_be_asked_for_a_moment_ends_nothing(cloud, delete):
+    cloud.play(ABSENT | {"times": 1}, TLS | {"times": 5}, ended("Completed"))
+    done = cloud.run("xpk.sh", *XPK, *RUN, *delete)
+    assert done.returncode == 0, done.stderr
+    assert len(cloud.calls("kubectl", "logs")) == 1 and bool(cloud.calls("xpk", "delete")) == bool(delete)
+    assert "TLS handshake timeout" in done.stderr and "asking again in 0 s (try 2 of 8)" in done.stderr
+
+
+@pytest.mark.parametrize("delete", [(), ("--delete-after",)])
+def test_a_workload_of_unknown_state_is_not_deleted(cloud, delete):
+    cloud.play(ABSENT | {"times": 1}, TLS)
+    done = cloud.run("xpk.sh", *XPK, *RUN, *delete, ASK_TRIES="3")
+    assert done.returncode == 1 and not cloud.calls("xpk", "delete")
+    assert "kubectl does not say how w1 stands, asked 3 times" in done.stderr
+    assert "workload w1 on cluster c may go on: nothing was deleted; the cluster is billed" in done.stderr
+    assert "  xpk workload delete --workload w1" in done.stderr and "  kubectl get jobset w1" in done.stderr
+
+
+def test_a_cluster_that_cannot_be_reached_gets_nothing(cloud):
+    cloud.play({"tool": "xpk", "words": ["list"], "code": 1})
+    done = cloud.run("xpk.sh", *XPK, *RUN, "--build", "--delete-after")
+    assert done.returncode == 1 and "xpk cannot reach the cluster c" in done.stderr
+    assert len(cloud.calls()) == 1
+
+
+def test_a_workload_that_is_gone_is_not_deleted(cloud):
+    cloud.play(ABSENT, TLS | {"err": 'Error from server (NotFound): jobsets.jobset.x-k8s.io "w1" not found'})
+    done = cloud.run("xpk.sh", *XPK, *RUN, "--delete-after")
+    assert done.returncode == 1 and "workload w1 is gone" in done.stderr and not cloud.calls("xpk", "delete")

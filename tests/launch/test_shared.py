@@ -64,7 +64,8 @@ def test_a_dry_run_prints_what_a_run_does(cloud, script):
     end = {"tool": "kubectl", "words": ["jobset"], "out": "Completed", "code": 0}
     active = {"tool": "gcloud", "words": ["state.state"], "out": "ACTIVE", "code": 0}
     missing = {"tool": "gcloud", "words": ["describe"], "code": 1, "err": "NOT_FOUND"}
-    cloud.play(end, missing | {"times": 1}, active, missing)
+    no_workload = {"tool": "kubectl", "words": ["--ignore-not-found"], "code": 0}
+    cloud.play(no_workload, end, missing | {"times": 1}, active, missing)
     assert cloud.run(script, *CALLS[script], *RUN).returncode == 0
     staged = re.compile(r"uae_launch\.\d+")
     clean = lambda calls: sorted(staged.sub("", str(call)) for call in calls)  # noqa: E731
@@ -90,6 +91,10 @@ def test_a_missing_tool_is_named(cloud, script):
         (("--confg.x=1",), "no option --confg.x"),
         (("--config.x",), "--config.x has no value; wanted --config.x=VALUE"),
         (("--cache",), "--cache has no value"),
+        (("--cache=",), "--cache has no value"),
+        (("--cache=", "--restarts"), "--cache has no value"),
+        (("--cache", "--dry-run"), "--cache has no value: '--dry-run', which follows it, is an option itself"),
+        (("--restarts", "--cache=x"), "--restarts has no value: '--cache=x', which follows it"),
         (("stray",), "'stray' is not expected here"),
         (("--config", "configs/none.py"), "configs/none.py: no such config file"),
         (("--workdir", ""), "--workdir has no value"),
@@ -144,6 +149,73 @@ def test_gated_weights_want_a_token(cloud, script):
     assert "set HF_TOKEN" in done.stderr and not cloud.calls(TOOL[script])
 
 
+def test_a_switch_takes_no_value(cloud):
+    done = cloud.run("tpu_vm.sh", *TPU, *RUN, "--delete-after=0")
+    assert done.returncode == 2 and "--delete-after takes no value, got '0'" in done.stderr
+    assert not cloud.calls()
+
+
+@pytest.mark.parametrize("where", ["HF_TOKEN_PATH", "HF_HOME", "HOME"])
+def test_a_login_serves_as_a_token(cloud, where):
+    """As `hf auth login` leaves it; by stdin and by file alone."""
+    homes = cloud.add_workers("0")
+    folder = cloud.folder / "home/.cache/huggingface" if where == "HOME" else cloud.folder / "it's mine"
+    folder.mkdir(parents=True)
+    (folder / "token").write_text("hf_login\n")
+    variables = {"HF_TOKEN_PATH": {where: str(folder / "token")}, "HF_HOME": {where: str(folder)}}.get(where, {})
+    cloud.play({"tool": "curl", "out": "200", "code": 0}, {"words": ["describe"], "code": 0, "out": "READY"})
+    run = (*TPU, *RUN, f"--config.model={GATED}")
+    done = cloud.run("tpu_vm.sh", *run, **variables)
+    assert done.returncode == 0, done.stderr
+    assert 'Bearer hf_login"' in cloud.calls("curl")[0]["stdin"]
+    assert (homes["0"] / ".uae_jax/hf_token").read_text() == "hf_login"
+    dry = cloud.run("tpu_vm.sh", *run, "--dry-run", **variables)
+    said = done.stdout + done.stderr + dry.stdout + dry.stderr
+    assert "hf_login" not in said + str([call["argv"] for call in cloud.calls()])
+    cloud.play({"tool": "curl", "out": "403", "code": 0})
+    done = cloud.run("tpu_vm.sh", *run, **variables)
+    assert done.returncode == 1 and f"the token in {folder}/token" in done.stderr.replace("'\\''", "'")
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_queued.sh", "gpu_nodes.sh", "xpk.sh"])
+def test_weights_in_the_checkout_are_not_copied_to_workers(cloud, script):
+    (cloud.root / "my weights").mkdir()
+    for name in ("a", "b"):
+        (cloud.root / "my weights" / name).write_bytes(bytes(600_000))
+    (cloud.root / "photos").mkdir()
+    (cloud.root / "photos/cat.png").write_bytes(bytes(300_000))
+    done = cloud.run(script, *CALLS[script], *RUN, UAE_CODE_MB="1")
+    assert done.returncode == 2 and not cloud.calls()
+    assert "has 1 MB: my weights 1.2 MB, photos 0.3 MB" in done.stderr
+    assert "wanted at most 1 MB (UAE_CODE_MB)" in done.stderr and ".gitignore" in done.stderr
+    assert cloud.run(script, *CALLS[script], *RUN, "--dry-run").returncode == 0
+    (cloud.root / "my weights").rename(cloud.root / "models")  # where the README's commands put them
+    assert cloud.run(script, *CALLS[script], *RUN, "--dry-run", UAE_CODE_MB="1").returncode == 0
+
+
+def test_a_repository_in_the_checkout_counts_as_a_whole(cloud):
+    init = ["git", "-c", "init.defaultBranch=main", "init", "-q"]
+    for folder in (cloud.root, cloud.root / "UAE"):
+        subprocess.run([*init, folder], check=True, capture_output=True)
+    (cloud.root / "UAE/weights").write_bytes(bytes(2_000_000))
+    subprocess.run(["git", "-C", cloud.root / "UAE", "add", "."], check=True, capture_output=True)
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x", "-C", cloud.root / "UAE", "commit", "-qm", "x"]
+    subprocess.run(git, check=True, capture_output=True)
+    done = cloud.run("tpu_vm.sh", *TPU, *RUN, UAE_CODE_MB="1")
+    assert done.returncode == 2 and "UAE " in done.stderr and not cloud.calls()
+
+
+def test_what_the_commands_of_the_readme_write_is_no_code():
+    made = ["models/UAE/x", "out/a.png", "again/a.png", "bench/mine.json", "runs/demo/x", "data/train/x"]
+    kept = ["uae_jax/bench/a.py", "uae_jax/models/a.py", "uae_jax/data/a.py", "tests/bench/a.py", "tests/models/a.py"]
+    done = subprocess.run(["git", "check-ignore", *made, *kept], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode > 1:
+        pytest.skip("needs a checkout by git")
+    assert done.stdout.split() == made
+    ignored = (ROOT / ".dockerignore").read_text().split()  # there, names without a star are of the top alone
+    assert {path.split("/")[0] for path in made} <= set(ignored)
+
+
 @pytest.mark.parametrize(
     ("answer", "code", "said"),
     [
@@ -181,7 +253,7 @@ def test_an_environment_reads_the_whole_configuration(cloud):
         {"tool": "python", "out": f'{{"model": "{GATED}"}}', "code": 0, "times": 1}, {"tool": "python", "code": 2}
     )
     done = cloud.run("tpu_vm.sh", *TPU, *RUN, UAE_VENV=str(cloud.folder / "venv"))
-    assert done.returncode == 1 and f"names {GATED}" in done.stderr
+    assert done.returncode == 1 and f"names {GATED}" in done.stderr and "hf auth login" in done.stderr
     read = cloud.calls("python")[0]["argv"]
     assert read == ["-m", "uae_jax.cli", "train", *RUN[:4], "--print-config", RUN[4]]
     done = cloud.run("tpu_vm.sh", *TPU, *RUN, UAE_VENV=str(cloud.folder / "venv"))

@@ -275,3 +275,97 @@ def test_an_interrupt_in_the_queue_says_that_it_will_be_billed(cloud):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "queued-resources delete n1 --force" in err and verbs(cloud) == []
+
+
+OFFLINE = {"tool": "gcloud", "words": ["describe"], "code": 1, "err": "ServerNotFoundError: Unable to find the server"}
+
+
+def test_a_state_that_cannot_be_asked_for_a_moment_ends_nothing(cloud):
+    """The connection breaks under a run, and gcloud does not answer at once."""
+    cloud.add_workers("0")
+    broken = {"words": ["ssh", "worker.sh run"], "out": "[worker 0] step 1", "code": 255, "times": 1}
+    cloud.play(broken, once(READY), OFFLINE | {"times": 5}, READY)
+    done = cloud.run("tpu_vm.sh", *VM, *RUN)
+    assert done.returncode == 0, done.stderr
+    assert "asking again in 0 s (try 2 of 8)" in done.stderr and "the connection to n1 broke" in done.stderr
+    assert len(cloud.calls("uae")) == 1 and "delete" not in verbs(cloud)
+
+
+@pytest.mark.parametrize("delete", [(), ("--delete-after",)])
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_queued.sh"])
+def test_a_vm_of_unknown_state_is_not_deleted(cloud, script, delete):
+    cloud.add_workers("0")
+    broken = {"words": ["ssh", "worker.sh run"], "out": "[worker 0] step 1", "code": 255, "times": 1}
+    cloud.play(
+        broken,
+        {"words": ["describe"], "code": 0, "out": "READY" if script == "tpu_vm.sh" else "ACTIVE", "times": 1},
+        OFFLINE,
+    )
+    done = cloud.run(script, *VM, *RUN, *delete, ASK_TRIES="3")
+    assert done.returncode == 1 and "delete" not in verbs(cloud)
+    assert "gcloud does not say how n1 stands, asked 3 times" in done.stderr
+    assert "perhaps left running, and then billed until it is deleted: n1, v5p-16 in z, project p" in done.stderr
+    kind = "tpu-vm" if script == "tpu_vm.sh" else "queued-resources"
+    for verb in ("describe", "delete"):
+        assert f"  gcloud compute tpus {kind} {verb} n1" in done.stderr
+    assert f"  launch/{script} --name n1" in done.stderr
+
+
+def test_a_connection_that_stays_broken_deletes_nothing(cloud):
+    """The run may go on: neither a copy that fails nor too many restarts tell how it stands."""
+    cloud.add_workers("0")
+    broken = {"words": ["ssh", "worker.sh run"], "out": "[worker 0] step 1", "code": 255, "times": 1}
+    cloud.play(broken, {"words": ["scp"], "times": 1}, {"words": ["scp"], "code": 255}, READY)
+    done = cloud.run("tpu_vm.sh", *VM, *RUN, "--delete-after", "--restarts", "2")
+    assert done.returncode == 1 and "delete" not in verbs(cloud)
+    assert "after 2 restarts" in done.stderr and "perhaps left running" in done.stderr
+
+
+def test_a_queue_that_does_not_answer_for_a_moment_is_waited_in(cloud):
+    cloud.add_workers("0")
+    waiting = queued("WAITING_FOR_RESOURCES")
+    cloud.play(waiting, OFFLINE | {"times": 5}, waiting | {"times": 2}, queued("ACTIVE", 99), READY)
+    done = cloud.run("tpu_queued.sh", *VM, *RUN, "--delete-after")
+    assert done.returncode == 0, done.stderr
+    assert verbs(cloud) == ["scp", "ssh", "ssh", "delete"] and "not our doing" not in done.stderr
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_queued.sh"])
+def test_where_gcloud_never_answers_nothing_is_made(cloud, script):
+    cloud.play(OFFLINE)
+    done = cloud.run(script, *VM, *RUN, "--delete-after")
+    assert done.returncode == 1 and verbs(cloud) == []
+    assert "gcloud does not say whether n1 is there, see above; nothing was made" in done.stderr
+    assert len(cloud.calls("describe")) == 3 and "left running" not in done.stderr
+
+
+def test_a_module_that_is_gone_is_gone_on_workers(cloud):
+    homes = cloud.add_workers("0")
+    package = cloud.root / "uae_jax"
+    (package / "old folder").mkdir(parents=True)
+    for name in ("kept.py", "old folder/gone it's.py", "notes.txt"):
+        (package / name).write_text("1")
+    there = homes["0"] / "uae_jax"
+    (there / "uae_jax").mkdir()
+    (there / "uae_jax/older.py").write_text("from before there was a list of what was unpacked")
+    cloud.play(READY)
+    assert cloud.run("tpu_vm.sh", *VM, *RUN).returncode == 0
+    assert not (there / "uae_jax/older.py").exists() and (there / "uae_jax/old folder/gone it's.py").exists()
+    (there / "runs").mkdir()
+    for name in ("runs/log", "mine.txt", "uae_jax/mine.json"):
+        (there / name).write_text("mine")
+    (package / "old folder/gone it's.py").unlink()
+    (package / "kept.py").write_text("2")
+    (package / "notes.txt").rename(package / "notes")
+    unpacked = there / ".unpacked"
+    unpacked.write_text(unpacked.read_text() + "runs/\n")  # as a repository in the checkout is listed
+    assert cloud.run("tpu_vm.sh", *VM, *RUN).returncode == 0
+    assert sorted(path.name for path in (there / "uae_jax").iterdir()) == [
+        "kept.py",
+        "mine.json",
+        "notes",
+        "old folder",
+    ]
+    assert not list((there / "uae_jax/old folder").iterdir())
+    assert (there / "uae_jax/kept.py").read_text() == "2"
+    assert (there / "runs/log").exists() and (there / "mine.txt").exists() and (there / ".venv/bin/uae").exists()

@@ -1,5 +1,7 @@
 """Meshes of the four named axes."""
 
+import dataclasses
+
 import jax
 import pytest
 from jax.sharding import AxisType
@@ -58,3 +60,50 @@ def test_sizes_that_are_none_are_refused(size):
     for rest in ({}, {"fsdp": -1}, {"fsdp": 8}):
         with pytest.raises(ValueError, match=f"mesh axis data is {size}, wanted a positive number, or -1 for the rest"):
             make_mesh(data=size, **rest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """As much of a TPU device as a mesh asks for."""
+
+    id: int
+    coords: tuple[int, int, int]
+    slice_index: int
+    process_index: int
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5p"
+
+
+def slices(*shapes: tuple[int, int, int], **more) -> list[Chip]:
+    chips = []
+    for index, (x, y, z) in enumerate(shapes):
+        places = [(i, j, k) for k in range(z) for j in range(y) for i in range(x)]
+        chips += [Chip(len(chips) + n, place, index, index, **more) for n, place in enumerate(places)]
+    return chips
+
+
+@pytest.mark.parametrize("kind", ["TPU v5p", "TPU v5 lite"])
+def test_of_several_slices_data_goes_across(kind):
+    mesh = make_mesh(data=-1, fsdp=4, devices=slices((2, 2, 2), (2, 2, 2), device_kind=kind))
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 4, "tensor": 1, "sequence": 1}
+    assert set(mesh.axis_types) == {AxisType.Auto}
+    assert [{chip.slice_index for chip in part.flat} for part in mesh.devices] == [{0}, {0}, {1}, {1}]
+    assert len(set(mesh.devices.flat)) == 16
+
+
+def test_one_slice_is_laid_out_as_ever():
+    one = slices((2, 2, 2))
+    mesh = make_mesh(data=2, fsdp=4, devices=one)
+    wanted = jax.make_mesh((2, 4, 1, 1), AXES, axis_types=(AxisType.Auto,) * 4, devices=one)
+    assert (mesh.devices == wanted.devices).all()
+
+
+def test_slices_that_data_does_not_split_over_are_refused():
+    message = (
+        "over 2 slices of 8 devices: data is 1, wanted a multiple of 2, with fsdp x tensor x sequence a divisor of 8"
+    )
+    with pytest.raises(ValueError, match=message):
+        make_mesh(fsdp=-1, devices=slices((2, 2, 2), (2, 2, 2)))
+    with pytest.raises(ValueError, match="unequal numbers of devices: slice 0 8, slice 1 7"):
+        make_mesh(data=-1, devices=slices((2, 2, 2), (2, 2, 2))[:15])

@@ -1,10 +1,12 @@
 """The device mesh: four named axes, every one of them always present."""
 
+import collections
 import contextlib
 import math
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor", "sequence")
@@ -18,16 +20,41 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, 
       fsdp: parts that parameters are split into over their widths; the batch is split over it too.
       tensor: parts of heads and hidden widths.
       sequence: parts of the token axis.
-      devices: defaults to all devices.
+      devices: defaults to all devices. Where they belong to several TPU slices, `data` is what goes across.
 
     Raises:
-      ValueError: if the sizes do not multiply to the number of devices.
+      ValueError: if the sizes do not multiply to the number of devices, or slices do not divide `data`.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh_sizes(len(devices), data, fsdp, tensor, sequence)
     if devices[0].platform == "tpu":  # neighbours on the mesh should be neighbours on the torus
+        if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
+            return _make_mesh_of_slices(sizes, devices)
         return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
     return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES)
+
+
+def _make_mesh_of_slices(sizes: dict[str, int], devices: list) -> Mesh:
+    """The mesh of several TPU slices, whose parts of `data` are a slice each: the network between them is slow."""
+    members = collections.Counter(device.slice_index for device in devices)
+    count = len(members)
+    if len(set(members.values())) > 1:
+        shown = ", ".join(f"slice {index} {held}" for index, held in sorted(members.items()))
+        raise ValueError(f"slices hold unequal numbers of devices: {shown}; wanted as many of each")
+    if sizes["data"] % count:
+        within = len(devices) // count
+        shown = " x ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(
+            f"mesh {shown} does not split over {count} slices of {within} devices: data is {sizes['data']}, wanted a "
+            f"multiple of {count}, with fsdp x tensor x sequence a divisor of {within}"
+        )
+    array = mesh_utils.create_hybrid_device_mesh(
+        (sizes["data"] // count, *(sizes[name] for name in AXES[1:])),
+        (count, *(1 for _ in AXES[1:])),
+        devices,
+        allow_split_physical_axes=devices[0].device_kind in ("TPU v5 lite", "TPU v5e"),  # as jax.make_mesh has it
+    )
+    return Mesh(array, AXES)
 
 
 def abstract_mesh(count: int, **sizes: int) -> AbstractMesh:
