@@ -21,7 +21,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["uae_jax", "uae_jax.*"]),
-    package_data={"uae_jax": ["assets/**/*"]},  # the embedded tiny model
+    package_data={"uae_jax": ["assets/**/*", "plan/*.json"]},  # the embedded tiny model; compilers' figures
     install_requires=[
         "jax>=0.10.1",  # plain: the extras below choose the hardware
         "absl-py>=2.1",

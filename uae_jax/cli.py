@@ -122,7 +122,9 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--topology", required=True, metavar="NAME", help="as v4:2x2x1, v5e:4x4, v5p:4x4x4, v6e:2x4, h100:8, h200:16"
     )
-    parser.add_argument("--closed-form", action="store_true", help="compile nothing, which takes minutes")
+    parser.add_argument(
+        "--closed-form", action="store_true", help="take closed forms for all, in seconds: compiling takes minutes"
+    )
     parser.add_argument("--models", choices=("full", "small", "tiny"), help="size of models that are not there")
     parser.add_argument("--json", metavar="FILE", help="write all figures into it")
     _add_overrides(parser)

@@ -10,9 +10,6 @@ from tests.docs.pages import PAGES, ROOT, blocks, commands, mentioned
 from uae_jax import cli
 from uae_jax.training import configure
 
-# The guide on many devices names the planner, whose issue is under way; nothing is excused once it is there.
-ANNOUNCED = {"plan"}
-
 
 def name(page):
     return str(page.relative_to(ROOT))
@@ -56,9 +53,8 @@ def test_commands_in_code_parse(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_in_running_text_parse(page):
-    excused = ANNOUNCED - subcommands(cli.build_parser()).keys()
     for words in mentioned(page):
-        if words[1] in excused or words[1:] == ["COMMAND", "--help"] or is_command_alone(words):
+        if words[1:] == ["COMMAND", "--help"] or is_command_alone(words):
             continue
         assert not complaint(words), f"{' '.join(words)}: {complaint(words)}"
 

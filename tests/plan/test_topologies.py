@@ -21,6 +21,11 @@ def test_names(name, chips, chip):
     assert (topology.count, topology.chip.name, topology.name) == (chips, chip, name)
 
 
+@pytest.mark.parametrize("name", ["v4:2x2x2", "v5p:2x4x4", "v5p:4x8x12", "v5p:8x16x16", "v5e:1x1", "v6e:16x16"])
+def test_slices_of_the_vendors_lists(name):
+    assert topologies.parse(name).name == name
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -29,6 +34,11 @@ def test_names(name, chips, chip):
         ("v5p:4x4", "laid out like v5p:4x4x4"),
         ("v6e:2xfour", "as in v6e:4x4"),
         ("h100:12", "whole nodes of 8"),
+        ("v6e:3x5", "nearest are v6e:2x4 and v6e:4x4"),  # 15 chips; 16 and 8 are nearest
+        ("v5e:16x32", "nearest are v5e:8x16 and v5e:16x16"),
+        ("v5p:2x4x8", "nearest are v5p:2x4x4 and v5p:4x4x4"),
+        ("v5p:4x4x6", "nearest are v5p:4x4x4 and v5p:4x4x8"),
+        ("v4:4x2x2", "nearest are v4:2x2x2 and v4:2x2x4"),  # the vendor lists the shortest side first
     ],
 )
 def test_what_there_is_none_of_is_refused_with_a_remedy(name, said):

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from uae_jax.plan import compiling, planning, report, topologies
@@ -15,18 +16,32 @@ Experiments = list[tuple[str, Experiment]]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plans all stages; 1 if one of them does not fit."""
+    """Plans all stages; 1 if one of them does not fit.
+
+    Raises:
+      ValueError: if a stage cannot be planned, or the JSON file cannot be written; it then has what came before.
+    """
     topology = topologies.parse(args.topology)
     compiling.look_for_no_device()
     experiments = resolved(configure.load_config(args.config, args.overrides))
     size = args.models or size_of(args.config)
     plans = []
+    if args.json:
+        _write(args.json, plans)  # what cannot be written fails before minutes of compiling
     for name, experiment in experiments:
         plans.append(planning.plan(name, experiment, topology, StandIns(size), closed_form=args.closed_form))
         print(report.text(plans[-1]), end="\n\n", flush=True)
-    if args.json:
-        Path(args.json).write_text(json.dumps([report.to_json(each) for each in plans], indent=2) + "\n")
+        if args.json:
+            _write(args.json, plans)
     return 0 if all(each.fits for each in plans) else 1
+
+
+def _write(file: str, plans: Sequence[planning.Plan]) -> None:
+    """Writes the plans that there are so far."""
+    try:
+        Path(file).write_text(json.dumps([report.to_json(each) for each in plans], indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(f"--json {file}: {error.strerror}; wanted a file in a folder that is there") from None
 
 
 def size_of(config: str) -> str:

@@ -16,7 +16,7 @@ from uae_jax.plan.staged import Staged
 from uae_jax.plan.topologies import Topology
 
 GIB = 2**30
-SHARE = 0.9  # of a chip's memory that a program may take
+SHARE = 0.9  # of a TPU's memory that a program may take
 _NO_CLOUD = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost"}
 
 

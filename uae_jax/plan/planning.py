@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from uae_jax.plan import compiling, memory, staged, timing, work
+from uae_jax.plan import compiling, limits, memory, splitting, staged, timing, work
 from uae_jax.plan.collectives import Collective, collectives, weight_reductions
-from uae_jax.plan.compiling import SHARE, Compiled
+from uae_jax.plan.compiling import Compiled
 from uae_jax.plan.memory import Memory
 from uae_jax.plan.stand_ins import StandIns
 from uae_jax.plan.timing import Assumptions, Timed
@@ -38,6 +38,7 @@ class Plan:
       why_not: why there is none.
       collectives: of the compiled program.
       warnings: what should be changed.
+      uncounted: what is sent and left out of times; "" where nothing is.
       stand_ins: name -> what a model that is not there was taken for.
     """
 
@@ -54,12 +55,13 @@ class Plan:
     why_not: str
     collectives: list[Collective]
     warnings: list[str]
+    uncounted: str
     stand_ins: dict[str, str]
 
     @property
     def limit(self) -> float:
         """Bytes that a program may take of a chip."""
-        return SHARE * self.topology.chip.memory
+        return limits.share(self.topology.chip) * self.topology.chip.memory
 
     @property
     def peak(self) -> float:
@@ -69,6 +71,11 @@ class Plan:
     @property
     def fits(self) -> bool:
         return self.peak <= self.limit
+
+    @property
+    def remedy(self) -> str:
+        """What of the environment would make it fit; "" where nothing would, or nothing need."""
+        return limits.remedy(self.topology.chip, self.peak)
 
     @property
     def largest(self) -> int:
@@ -109,7 +116,8 @@ def plan(name: str, experiment: Experiment, topology: Topology, stand_ins: Stand
     found = [] if compiled is None else collectives(compiled.hlo)
     state, frozen, _ = loaded.placed(loaded.mesh)
     phases = work.phases(loaded)
-    warnings = misaligned((state.params, frozen))
+    warnings = misaligned((state.params, frozen)) if topology.chip.is_tpu else []
+    warnings += shared(phases, dict(loaded.mesh.shape), topology)
     if summed := weight_reductions(found, (state.params, frozen)):
         warnings.append(f"the program sums whole weights over all chips instead of gathering them: {', '.join(summed)}")
     return Plan(
@@ -126,29 +134,48 @@ def plan(name: str, experiment: Experiment, topology: Topology, stand_ins: Stand
         why_not=why_not,
         collectives=found,
         warnings=warnings,
+        uncounted=timing.uncounted(phases, loaded.mesh.shape),
         stand_ins=dict(stand_ins.made),
     )
 
 
+def shared(phases: list[Phase], mesh: dict[str, int], topology: Topology) -> list[str]:
+    """Warns of what the axes tensor and sequence leave whole, so that chips do the same work: each thing once."""
+    if mesh["tensor"] * mesh["sequence"] == 1:
+        return []
+    stacks = [phase.stack for phase in phases if phase.stack]
+    said = [say(stack, mesh) for say in (splitting.repeated, splitting.whole) for stack in stacks]
+    if not topology.chip.is_tpu and any(each.tower == "decoder" and splitting.repeated(each, mesh) for each in stacks):
+        said.append(
+            "cuDNN attention, which the decoder takes on GPUs in 16 bits, has no rule for such parts: JAX is expected "
+            "to refuse the program; take mesh.data and mesh.fsdp, and mesh.tensor where it divides the heads"
+        )
+    return [each for each in dict.fromkeys(said) if each]
+
+
 def misaligned(tree: Any) -> list[str]:
-    """Warns of large weights that are cut into parts which do not fill the compiler's tiles."""
-    sides = set()
+    """Warns of large weights that the mesh axis fsdp cuts into parts which do not fill the TPU compiler's tiles."""
+    found = set()
     for leaf in jax.tree.leaves(tree):
-        if leaf.size >= _LARGE:
-            pairs = zip(leaf.shape, leaf.sharding.shard_shape(leaf.shape), strict=True)
-            sides |= {(whole, part) for whole, part in pairs if part != whole and part % TILE}
+        if leaf.size < _LARGE:
+            continue
+        parts = leaf.sharding.shard_shape(leaf.shape)
+        for whole, part, axes in zip(leaf.shape, parts, leaf.sharding.spec, strict=False):
+            if "fsdp" in (axes or ()) and part % TILE:
+                fsdp = leaf.sharding.mesh.shape["fsdp"]
+                found.add((whole, part, _better(part * fsdp, fsdp)))
     return [
         f"weights of side {whole} are cut into parts of {part}, no multiple of {TILE}: the TPU compiler was seen to "
         "sum such weights over all chips instead of gathering them, which sends several times as much; cut them "
-        f"into {_better(whole, part)} parts by mesh.fsdp, and give the rest of the chips to mesh.data"
-        for whole, part in sorted(sides)
+        f"into {better} parts by mesh.fsdp, and give the rest of the chips to mesh.data"
+        for whole, part, better in sorted(found)
+        if better
     ]
 
 
-def _better(whole: int, part: int) -> int:
-    """The largest number of parts below the given one that leaves multiples of a tile."""
-    parts = whole // part
-    return next(n for n in range(parts, 0, -1) if parts % n == 0 and (whole // n) % TILE == 0)
+def _better(side: int, parts: int) -> int:
+    """The largest number of parts below the given one that leaves multiples of a tile; 0 if none does."""
+    return next((n for n in range(parts - 1, 0, -1) if parts % n == 0 and (side // n) % TILE == 0), 0)
 
 
 def _count(tree: Any) -> int:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from uae_jax.plan.compiling import GIB, SHARE
+from uae_jax.plan import limits
+from uae_jax.plan.compiling import GIB
 from uae_jax.plan.planning import Plan
 
 
@@ -31,6 +32,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "limit": plan.limit,
         },
         "fits": plan.fits,
+        "remedy": plan.remedy,
         "micro_batch_per_chip": {"configured": memory.samples, "largest": plan.largest},
         "flops_per_image": {phase.name: phase.work.total for phase in plan.phases} | {"all": plan.flops},
         "seconds_per_step": {
@@ -39,6 +41,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
             "phases": [vars(each) | {"ideal": each.ideal} for each in plan.times],
         },
         "assumptions": vars(plan.assumptions),
+        "uncounted": plan.uncounted,
         "collectives": [vars(each) for each in plan.collectives],
         "compile_seconds": None if compiled is None else compiled.seconds,
         "warnings": plan.warnings,
@@ -87,11 +90,14 @@ def _memory(plan: Plan) -> str:
     if plan.compiled is not None:
         lines.append(f"  {'arguments, compiled':32}{plan.compiled.arguments / GIB:9.2f}")
         lines.append(f"  {'peak, compiled':32}{plan.compiled.peak / GIB:9.2f}")
-    lines.append(f"  {f'limit, {SHARE:.0%} of the chip':32}{plan.limit / GIB:9.2f}")
+    share = limits.share(plan.topology.chip)
+    lines.append(f"  {f'limit, {share:.0%} of the chip':32}{plan.limit / GIB:9.2f}")
     largest = (
         f"the largest micro-batch that does is {plan.largest} on a chip" if plan.largest else "no micro-batch does"
     )
     lines.append(f"{'IT FITS' if plan.fits else 'IT DOES NOT FIT'}; {largest}")
+    if plan.remedy:
+        lines.append(f"JAX takes {share:.0%} of a GPU's memory: {plan.remedy}")
     return "\n".join(lines)
 
 
@@ -109,6 +115,8 @@ def _work(plan: Plan) -> str:
         f"Ideal: published speeds, no communication. Expected: the slowest of {assumed.compute:.0%} of arithmetic, "
         f"{assumed.memory:.0%} of memory bandwidth and {assumed.links:.0%} of links. Captions are as long as allowed."
     )
+    if plan.uncounted:
+        lines.append(f"Not counted: {plan.uncounted}.")
     return "\n".join(lines)
 
 

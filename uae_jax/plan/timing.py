@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 from flax import traverse_util
 
+from uae_jax.plan import splitting
 from uae_jax.plan.staged import Staged, is_split
 from uae_jax.plan.topologies import Topology
 from uae_jax.plan.work import Phase
@@ -64,29 +66,32 @@ class Timed:
 
 
 def timed(staged: Staged, phases: list[Phase], topology: Topology) -> list[Timed]:
-    """Times every phase; traffic of the axes tensor and sequence is left out."""
+    """Times every phase; what of the axes tensor and sequence is counted is said in `splitting`, see `uncounted`."""
     assumed, chip = assumptions(topology), topology.chip
     trees = _weights(staged)
     mesh = staged.mesh.shape
-    split, copies = mesh["fsdp"], mesh["data"]
-    images = staged.experiment.batch_size / topology.count
+    shared = mesh["tensor"] * mesh["sequence"]  # chips, neighbours, that share the samples of a place
+    split, copies = mesh["fsdp"], mesh["data"] * mesh["sequence"]  # gradients are of a chip's own tokens
+    images = staged.experiment.batch_size * shared / topology.count
     micro = staged.experiment.accumulate * staged.stage.updates
     itemsize = staged.dtype.itemsize
     result = []
     for phase in phases:
         frozen, trained = trees.get(phase.weights, ([], []))
         whole, missing = _sizes([*frozen, *trained], staged.mesh)
-        read = phase.passes * (whole * itemsize + phase.cache * images)
+        cut = 1 if phase.stack is None else splitting.split(phase.stack, mesh).heads
+        read = phase.passes * (whole * itemsize + phase.cache * images / cut)
         gathered = (phase.passes if phase.sent is None else phase.sent) * missing * itemsize
-        seconds = gathered / topology.links_among(split)
-        sent = gathered
+        passed = images * splitting.sent(phase.stack, mesh, itemsize) if phase.stack else 0.0
+        seconds = gathered / topology.links_among(split * shared) + passed / topology.links_among(shared)
+        sent = gathered + passed
         if phase.trained:
             own = sum(map(_shard, trained))
             scattered = micro * _sizes(trained, staged.mesh)[1] * itemsize  # as products with activations give it
             reduced = staged.stage.updates * 2 * 4 * own * (copies - 1) / copies
-            seconds += scattered / topology.links_among(split) + reduced / topology.links_among(split * copies)
+            seconds += scattered / topology.links_among(split * shared) + reduced / topology.links_among(topology.count)
             sent += scattered + reduced
-        compute, memory = phase.work.total * images / chip.flops, read / chip.bandwidth
+        compute, memory = images * _own(phase, staged) / chip.flops, read / chip.bandwidth
         parts = {
             "compute": compute / assumed.compute,
             "memory": memory / assumed.memory,
@@ -96,6 +101,27 @@ def timed(staged: Staged, phases: list[Phase], topology: Topology) -> list[Timed
         apart = max(parts["compute"], parts["memory"]) + parts["links"]
         result.append(Timed(phase.name, compute, memory, seconds, parts[bound], apart, bound, sent))
     return result
+
+
+def _own(phase: Phase, staged: Staged) -> float:
+    """Operations that a chip does of a phase for an image of its place of the batch."""
+    mesh, work = staged.mesh, phase.work
+    if phase.stack is not None:
+        laid = splitting.split(phase.stack, mesh.shape)
+        return work.linear * laid.linear + work.attention * laid.attention
+    if phase.weights == "vae":
+        micro = staged.experiment.accumulate * staged.stage.updates
+        return work.total / splitting.image_parts(staged.experiment.batch_size // micro, mesh)
+    return work.linear / mesh.shape["tensor"] + work.attention
+
+
+def uncounted(phases: list[Phase], mesh: Mapping[str, int]) -> str:
+    """Says what is left out of times on a mesh; "" if nothing is that would be sent."""
+    if mesh["tensor"] * mesh["sequence"] == 1:
+        return ""
+    others = [phase.name for phase in phases if phase.stack is None and phase.weights != "vae"]
+    named = f"all that mesh.tensor and mesh.sequence send in {', '.join(others)}; " if others else ""
+    return named + "the putting of text behind patches, and sums for modulation, which are small"
 
 
 def _weights(staged: Staged) -> dict[str, tuple[list[Any], list[Any]]]:

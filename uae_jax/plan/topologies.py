@@ -1,11 +1,13 @@
 """Accelerators and how they are joined: "v5p:4x4x4", "v6e:2x4", "h100:8".
 
 Figures are the vendors', per chip: cloud.google.com/tpu/docs (v4, v5e, v5p, v6e) and the H100 and H200 SXM data
-sheets, dense bfloat16. Bandwidths between chips are what one chip can send, all its links together.
+sheets, dense bfloat16. Bandwidths between chips are what one chip can send, all its links together. Slices are those
+that these pages list; of v4 and v5p, whose list is of the common ones, what its rule allows.
 """
 
 import dataclasses
 import difflib
+import itertools
 import math
 import re
 
@@ -40,6 +42,10 @@ class Chip:
     def is_tpu(self) -> bool:
         return self.axes > 0
 
+
+_FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))  # all slices of v5e and v6e
+_SMALL = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # of v4 and v5p; larger ones have sides in multiples of four
+_CUBE = 4
 
 _MEGACORE = (("chip_config_name", "megacore"), ("chips_per_host_bounds", (2, 2, 1)))  # else v4 shows two devices a chip
 
@@ -100,4 +106,30 @@ def parse(name: str) -> Topology:
         raise ValueError(f"topology {name!r}: {kind} is laid out like {kind}:{example}, got {len(shape)} sides")
     if chip.node and shape[0] > chip.node and shape[0] % chip.node:
         raise ValueError(f"topology {name!r}: wanted at most {chip.node} chips, or whole nodes of {chip.node}")
+    if chip.is_tpu and not _exists(shape):
+        near = " and ".join(f"{kind}:{'x'.join(map(str, each))}" for each in _nearest(shape))
+        raise ValueError(f"topology {name!r}: there is no such slice of {kind}; the nearest are {near}")
     return Topology(name, chip, shape)
+
+
+def _exists(shape: tuple[int, ...]) -> bool:
+    """Whether there is such a slice; sides are listed from the shortest, as the vendor does."""
+    if len(shape) == 2:
+        return shape in _FLAT
+    return shape in _SMALL or (not any(side % _CUBE for side in shape) and tuple(sorted(shape)) == shape)
+
+
+def _nearest(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The two slices nearest to a shape, fewer chips first: in the number of chips, then in their sides."""
+    known = list(_FLAT)
+    if len(shape) == 3:
+        most = max(-(-max(shape) // _CUBE) * _CUBE, _CUBE)
+        sides = range(_CUBE, most + 1, _CUBE)
+        known = [*_SMALL, *itertools.combinations_with_replacement(sides, 3)]
+    wanted, ordered = math.prod(shape), sorted(shape)
+
+    def distance(other: tuple[int, ...]) -> tuple[int, int]:
+        apart = sum(abs(a - b) for a, b in zip(sorted(other), ordered, strict=True))
+        return abs(math.prod(other) - wanted), apart
+
+    return sorted(sorted(known, key=distance)[:2], key=math.prod)

@@ -14,8 +14,9 @@ import jax
 from flax import traverse_util
 
 from uae_jax.parallel.sharding import is_stacked
-from uae_jax.plan import flops
+from uae_jax.plan import flops, splitting
 from uae_jax.plan.flops import Backward, Work
+from uae_jax.plan.splitting import Stack
 from uae_jax.plan.staged import Staged, parameters
 from uae_jax.sampling.scoring import chunks
 from uae_jax.stages.towers import Tower, TowerConfig
@@ -37,6 +38,7 @@ class Phase:
       trained: whether their gradient is among what is computed.
       cache: bytes per image that every pass reads besides the weights, as decoding does.
       sent: how often weights that are split are sent to every chip; None for in every pass.
+      stack: what passes the layers of a tower that the axes tensor and sequence are followed through; None of others.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Phase:
     trained: bool = False
     cache: float = 0.0
     sent: float | None = None
+    stack: Stack | None = None
 
 
 def phases(staged: Staged, flash: bool = True) -> list[Phase]:
@@ -128,6 +131,32 @@ class Run:
     def project(self, tokens: int) -> Work:
         return flops.projector(self.tower("projector").config, tokens)
 
+    def through(
+        self,
+        name: str,
+        tokens: int,
+        times: float,
+        back: TowerConfig | None = None,
+        recomputed: int = 0,
+        more: float = 0,
+    ) -> Stack:
+        """What passes the layers of encoder or decoder.
+
+        Args:
+          name: of the tower.
+          tokens: of a text.
+          times: how many texts or paintings, for an image of the batch.
+          back: the tower's settings where gradients flow through it.
+          recomputed: as `Backward.recomputed`.
+          more: passes without a gradient besides.
+        """
+        forward = more + times * (1 if back is None else 1 + recomputed + (back.remat == "full"))
+        backward = 0 if back is None else times
+        if name == "decoder":
+            return splitting.decoder(self.tower(name).config, (self.patches, tokens), forward, backward)
+        text = self.tower(name).config.text
+        return splitting.encoder(text, tokens, forward, backward)
+
     def decode(self) -> Work:
         return flops.vae_decode(self.stage.uae.vae_config, *self.side)
 
@@ -180,26 +209,32 @@ class Run:
         decode = flops.text_decode(text, prompt, self.new)
         decode = Work(decode.linear * (1 + self.share("encoder")), decode.attention)
         kv = 2 * text.depth * (prompt + self.new) * text.kv_heads * text.head_width * self.itemsize
-        read = self.look() + self.text(prompt)
+        read, passes = self.look() + self.text(prompt), self.new - 1
+        each = self.through("encoder", 1, group * passes)  # a token at a time
         return [
-            Phase("question read", read, "encoder", 1, sent=self.sent(1)),
-            Phase("captions written", group * decode, "encoder", self.new - 1, cache=group * kv, sent=self.sent(0)),
+            Phase("question read", read, "encoder", 1, sent=self.sent(1), stack=self.through("encoder", prompt, 1)),
+            Phase(
+                "captions written", group * decode, "encoder", passes, cache=group * kv, sent=self.sent(0), stack=each
+            ),
         ]
 
     def tell(self, group: int) -> list[Phase]:
         """How captions reach the decoder."""
         if self.settings.interface == "answer_hidden":
-            work = self.look() + group * self.text(self.asked + self.new)
+            tokens, work = self.asked + self.new, self.look()
         else:
-            work = group * self.text(self.told)
-        return [Phase("captions read", work, "encoder", 1, sent=self.sent(0))]
+            tokens, work = self.told, Work()
+        work += group * self.text(tokens)
+        stack = self.through("encoder", tokens, group)
+        return [Phase("captions read", work, "encoder", 1, sent=self.sent(0), stack=stack)]
 
     def paint(self, group: int) -> list[Phase]:
         steps, parts = self.settings.paint.steps, self.parts(group)
         painted = group * steps * self.branches * self.denoise(self.told)
         projected = group * self.branches * self.project(self.told)
+        stack = self.through("decoder", self.told, group * steps * self.branches)
         return [
-            Phase("paintings", painted + projected, "decoder", parts * steps, sent=self.sent(1)),
+            Phase("paintings", painted + projected, "decoder", parts * steps, sent=self.sent(1), stack=stack),
             Phase("VAE", group * self.decode(), "vae", parts),
         ]
 
@@ -215,7 +250,8 @@ def _pretrain(run: Run) -> list[Phase]:
         work = run.back("encoder", s.encoder)(flops.text_layers(run.encoder.text, tokens, run.flash))
         trains = s.encoder.mode != "frozen"
         work = work if trains else run.text(tokens)
-        found.append(Phase("captions read", work, "encoder", run.micro * (2 if trains else 1), trains))
+        stack = run.through("encoder", tokens, 1, s.encoder if trains else None)
+        found.append(Phase("captions read", work, "encoder", run.micro * (2 if trains else 1), trains, stack=stack))
     if "images" in run.batch:
         found.append(Phase("images encoded", flops.vae_encode(uae.vae_config, *run.side), "vae", run.micro))
     flows = s.projector.mode != "frozen" or s.encoder.mode != "frozen"
@@ -223,10 +259,9 @@ def _pretrain(run: Run) -> list[Phase]:
     decoder = run.tower("decoder").config
     work = flops.sd3_denoise(decoder, run.patches, tokens) + flops.sd3_modulation(decoder)
     trained = s.decoder.mode != "frozen"
-    return [
-        *found,
-        Phase("decoder trained", told + run.back("decoder", s.decoder)(work), "decoder", 2 * run.micro, trained),
-    ]
+    work = told + run.back("decoder", s.decoder)(work)
+    stack = run.through("decoder", tokens, 1, s.decoder)
+    return [*found, Phase("decoder trained", work, "decoder", 2 * run.micro, trained, stack=stack)]
 
 
 def _cold_start(run: Run) -> list[Phase]:
@@ -234,19 +269,22 @@ def _cold_start(run: Run) -> list[Phase]:
     carrying = s.gradient_steps or s.paint.steps
     plain = s.paint.steps - carrying
     found = [] if run.stage.needs_captions else run.write(1)
-    told = flops.text_layers(
-        run.encoder.text, run.asked + run.new if s.interface == "answer_hidden" else run.told, run.flash
-    )
+    tokens = run.asked + run.new if s.interface == "answer_hidden" else run.told
+    told = flops.text_layers(run.encoder.text, tokens, run.flash)
     flows = s.encoder.mode != "frozen"
     seen = run.look() if s.interface == "answer_hidden" else Work()
     read = run.back("encoder", s.encoder)(told) if flows else run.text(run.told)
-    found.append(Phase("captions read", seen + read, "encoder", (2 if flows else 1) * run.micro, flows))
+    stack = run.through("encoder", tokens, 1, s.encoder if flows else None)
+    found.append(Phase("captions read", seen + read, "encoder", (2 if flows else 1) * run.micro, flows, stack=stack))
     one = flops.sd3_denoise(run.tower("decoder").config, run.patches, run.told)
     learnt = run.back("decoder", s.decoder, recomputed=1)(one)
     projected = run.back("projector", s.projector)(run.project(run.told))
     painted = run.branches * (plain * run.denoise(run.told) + carrying * learnt + projected)
     passes = run.micro * (plain + 3 * carrying)
-    found.append(Phase("paintings, and back", painted, "decoder", passes, s.decoder.mode != "frozen"))
+    times = run.branches * carrying
+    stack = run.through("decoder", run.told, times, s.decoder, recomputed=1, more=run.branches * plain)
+    trained = s.decoder.mode != "frozen"
+    found.append(Phase("paintings, and back", painted, "decoder", passes, trained, stack=stack))
     back = Backward("frozen", flash=run.flash).of(run.judged(rewarded=True))
     judges = 2 * run.judged() + back + (-1) * run.judged(rewarded=True)
     vae = Backward("frozen", flash=run.flash, recomputed=1).of(run.decode())
@@ -264,17 +302,20 @@ def _gen_for_understanding(run: Run) -> list[Phase]:
     count, positions = chunks(run.new, s.logit_chunk)
     scored = Backward("frozen", "full" if count > 1 else "none").of(flops.text_head(text, count * positions))
     trained = run.look() + group * (run.back("encoder", s.encoder)(rows) + scored)
+    learnt = run.through("encoder", run.asked + run.new, group, s.encoder)
+    again = run.through("encoder", run.asked + run.new, group)
     found = [
         *run.write(group),
         *run.tell(group),
         *run.paint(group),
         *run.judge(group),
-        Phase("encoder trained", trained, "encoder", 2 * run.micro, True),
+        Phase("encoder trained", trained, "encoder", 2 * run.micro, True, stack=learnt),
     ]
     if s.kl:
-        found.append(Phase("reference", run.look() + group * (rows + head), "encoder", run.micro))
+        found.append(Phase("reference", run.look() + group * (rows + head), "encoder", run.micro, stack=again))
     if s.old_logprob == "replay" and s.updates > 1:
-        found.append(Phase("replay", run.look() + group * (run.text(run.asked + run.new) + head), "encoder", s.updates))
+        replay = run.look() + group * (run.text(run.asked + run.new) + head)
+        found.append(Phase("replay", replay, "encoder", s.updates, stack=again))
     return found
 
 
@@ -283,7 +324,7 @@ def _understanding_for_gen(run: Run) -> list[Phase]:
     found = (
         [*run.write(1), *run.tell(1)]
         if s.captions == "own"
-        else [Phase("captions read", run.text(run.told), "encoder", 1)]
+        else [Phase("captions read", run.text(run.told), "encoder", 1, stack=run.through("encoder", run.told, 1))]
     )
     found += [*run.paint(group), *run.judge(group)]
     one = flops.sd3_denoise(run.tower("decoder").config, run.patches, run.told)
@@ -297,12 +338,19 @@ def _understanding_for_gen(run: Run) -> list[Phase]:
         steps = s.trained_steps
         others = group * steps * run.branches * (one if s.kl else Work())
     trained = group * steps * learnt
-    found.append(Phase("decoder trained", trained, "decoder", 3 * steps * run.micro, True))
+    times, plain = group * steps * run.branches, 0
+    if run.branches > 1 and not s.learn_negative:
+        times = plain = group * steps
+    stack = run.through("decoder", run.told, times, s.decoder, recomputed=1, more=plain)
+    found.append(Phase("decoder trained", trained, "decoder", 3 * steps * run.micro, True, stack=stack))
     if others.total:
-        found.append(Phase("reference", others, "decoder", steps * run.micro))
+        passed = group * steps * run.branches * (1 + bool(s.kl) if s.algorithm == "nft" else 1)
+        stack = run.through("decoder", run.told, passed)
+        found.append(Phase("reference", others, "decoder", steps * run.micro, stack=stack))
     if s.old_logprob == "replay" and s.updates > 1 and s.algorithm == "grpo":
         replay = s.trained_steps * group * run.branches * run.denoise(run.told)
-        found.append(Phase("replay", replay, "decoder", s.updates * s.trained_steps))
+        stack = run.through("decoder", run.told, s.trained_steps * group * run.branches)
+        found.append(Phase("replay", replay, "decoder", s.updates * s.trained_steps, stack=stack))
     return found
 
 
@@ -322,7 +370,8 @@ def _caption_sft(run: Run) -> list[Phase]:
     work = seen + way.of(flops.text_layers(config.text, tokens, run.flash), share)
     heads = 2 if s.keep_words else 1  # kept words are read by the same head
     work += heads * head.of(flops.text_head(config.text, count * positions))
-    return [Phase("encoder trained", work, "encoder", 2 * run.micro, True)]
+    stack = splitting.encoder(config.text, tokens, 1 + (s.encoder.remat == "full"), 1)
+    return [Phase("encoder trained", work, "encoder", 2 * run.micro, True, stack=stack)]
 
 
 def _region_words(run: Run) -> list[Phase]:
