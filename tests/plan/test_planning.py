@@ -83,10 +83,10 @@ def test_only_what_fsdp_cuts_on_tpus_is_blamed_on_fsdp():
 
 
 def test_axes_within_a_sample_are_no_free_lunch():
-    """1024 pixels on 8 GPUs, of which 2 split the batch: attention is done by all four of the others alike.
+    """1024 pixels on 8 GPUs, of which 2 split the batch: tensor=4 has all of the others do the same attention.
 
     Products of a place's samples in 4 parts are what fsdp=8 does. Attention, 24% of the forward pass and more on the
-    way back, is then done 4 times. All three layouts were said to take 2.649 s and 1.59 GiB a sample.
+    way back, is done 4 times where 4 does not divide its heads; sequence=4 cuts its queries, and sends the keys.
     """
     ((_, experiment),) = configure.load_config(
         PRETRAIN, ("--config.data.resolution=1024", "--config.settings.precomputed=true")
@@ -98,15 +98,12 @@ def test_axes_within_a_sample_are_no_free_lunch():
         phases, mesh = work.phases(loaded), dict(loaded.mesh.shape)
         seconds[axis] = timing.timed(loaded, phases, topology)[-1].expected
         bytes_[axis] = memory.estimate(loaded).per_sample
-        warned[axis] = "; ".join(planning.shared(phases, mesh, topology))
+        warned[axis] = "; ".join(planning.shared(phases, mesh))
         assert bool(timing.uncounted(phases, mesh)) == (axis != "fsdp")
-    assert 1.5 * seconds["fsdp"] < min(seconds["tensor"], seconds["sequence"])
+    assert 1.5 * seconds["fsdp"] < seconds["tensor"] and seconds["fsdp"] <= seconds["sequence"] < 1.2 * seconds["fsdp"]
     assert bytes_["sequence"] < bytes_["tensor"] < bytes_["fsdp"] == pytest.approx(1.59 * GIB, rel=0.01)
-    assert warned["fsdp"] == ""
+    assert warned["fsdp"] == "" and "repeated" not in warned["sequence"]
     assert "repeated on 4 chips: mesh.tensor=4 does not divide its 38 heads" in warned["tensor"]
-    assert "repeated on 4 chips: mesh.sequence" in warned["sequence"]
-    assert all("cuDNN" in warned[axis] for axis in ("tensor", "sequence"))
-    assert "cuDNN" not in "; ".join(planning.shared(phases, mesh, topologies.parse("v5p:2x2x2")))
 
 
 def test_what_a_gpu_holds_with_more_than_jax_takes_by_itself_is_named(monkeypatch):

@@ -25,7 +25,7 @@ from uae_jax.stages.towers import TowerConfig
 AT_WORK = 34.0  # what the layer that is at work holds, forwards and backwards
 KEPT = {"none": 22.0, "dots": 12.0, "full": 1.0}  # what every other layer keeps for its way back, by remat
 # Of these, what attention is given and gives, and all else within a layer that `tensor` cuts, the MLP's hidden widths
-# above all. (Compiled for eight CPU devices a layer kept 0.32 of it by sequence=4 and 0.34 by tensor=4, 0.39 here.)
+# above all. (Compiled for eight CPU devices, layers kept 0.32 by sequence=4 and 0.34 by tensor=4; here 0.32 and 0.39.)
 IN_ATTENTION = {"none": 4.0, "dots": 3.0, "full": 0.0}
 HIDDEN = {"none": 14.0, "dots": 4.0, "full": 0.0}
 _AT_WORK_IN = (8.0, 16.0)  # with their gradients
@@ -124,7 +124,7 @@ def _cut(widths: float, attention: float, hidden: float, cut: Split | None) -> f
     """What a chip holds of widths per token, of which some are attention's, and some hidden widths."""
     if cut is None:
         return widths
-    return (widths - attention - hidden + hidden / cut.tensor) * cut.tokens + attention * cut.attention
+    return (widths - attention - hidden + hidden / cut.tensor) * cut.tokens + attention * cut.held
 
 
 def vae_blocks(config: AutoencoderKLConfig, height: int, width: int, extra: int) -> float:

@@ -117,7 +117,7 @@ def plan(name: str, experiment: Experiment, topology: Topology, stand_ins: Stand
     state, frozen, _ = loaded.placed(loaded.mesh)
     phases = work.phases(loaded)
     warnings = misaligned((state.params, frozen)) if topology.chip.is_tpu else []
-    warnings += shared(phases, dict(loaded.mesh.shape), topology)
+    warnings += shared(phases, dict(loaded.mesh.shape))
     if summed := weight_reductions(found, (state.params, frozen)):
         warnings.append(f"the program sums whole weights over all chips instead of gathering them: {', '.join(summed)}")
     return Plan(
@@ -139,17 +139,12 @@ def plan(name: str, experiment: Experiment, topology: Topology, stand_ins: Stand
     )
 
 
-def shared(phases: list[Phase], mesh: dict[str, int], topology: Topology) -> list[str]:
+def shared(phases: list[Phase], mesh: dict[str, int]) -> list[str]:
     """Warns of what the axes tensor and sequence leave whole, so that chips do the same work: each thing once."""
     if mesh["tensor"] * mesh["sequence"] == 1:
         return []
     stacks = [phase.stack for phase in phases if phase.stack]
     said = [say(stack, mesh) for say in (splitting.repeated, splitting.whole) for stack in stacks]
-    if not topology.chip.is_tpu and any(each.tower == "decoder" and splitting.repeated(each, mesh) for each in stacks):
-        said.append(
-            "cuDNN attention, which the decoder takes on GPUs in 16 bits, has no rule for such parts: JAX is expected "
-            "to refuse the program; take mesh.data and mesh.fsdp, and mesh.tensor where it divides the heads"
-        )
     return [each for each in dict.fromkeys(said) if each]
 
 

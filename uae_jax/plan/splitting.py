@@ -4,15 +4,17 @@ As the models and `uae_jax.parallel.sharding.DEFAULT_RULES` lay it out, where T 
 
 - Products with weights are cut by `tensor`, into heads and hidden widths, and by `sequence`, into tokens; tokens that S
   does not divide stay whole. What goes from layer to layer, [tokens, width], is cut by `sequence` alone.
-- Attention is cut by `tensor` where T divides the heads of keys, and by `sequence` never: flash kernels are given whole
-  sequences. Where it is not cut, queries, keys and values are gathered, and every chip of the group does the same work.
+- Attention is cut by `tensor` where T divides the heads of keys, and by `sequence` into queries, whose keys and values
+  are gathered (see `uae_jax.models.attention`); but not the causal one of language models, whose late queries see more.
+  Where it is not cut, queries are gathered, too, and every chip of the group does the same work.
 
-What is sent was read off programs that XLA compiled of small SD3 models for eight CPU devices, in every layer:
+What `tensor` sends was read off programs that XLA compiled of small SD3 models for eight CPU devices, in every layer;
+what `sequence` sends follows from the layout:
 
 - `tensor`: sums of [tokens, width] after attention and after the MLP; on the way back one of the MLP's (of a gated one,
   two) and three of queries, keys and values.
-- Where attention is whole over w chips: q, k and v are gathered over them; on the way back the gradient of the result
-  is gathered, and those of q, k and v are summed.
+- Keys and values are gathered over all chips that have others, and their gradients summed over them. So are queries
+  where they are not cut; then the gradient of the result is gathered, too.
 
 Left out: the sends that put text behind patches in equal parts, which are no larger than a part of q, k and v; the sums
 of what is sent for modulation; second attentions; and towers that are no `Stack`.
@@ -37,6 +39,7 @@ class Stack:
       width, layers: of the tower.
       heads, kv_heads, head_width: of its attention.
       sums: over `tensor` on the way back through a layer, of [tokens, width].
+      causal: whether tokens see those before them alone.
       lengths: of the streams of tokens, which are cut each for itself.
       forward, backward: how often all layers are passed.
     """
@@ -48,6 +51,7 @@ class Stack:
     kv_heads: int
     head_width: int
     sums: int
+    causal: bool
     lengths: tuple[int, ...]
     forward: float
     backward: float = 0.0
@@ -57,13 +61,13 @@ def decoder(config: SD3Config, lengths: tuple[int, ...], forward: float, backwar
     """Of the MMDiT: patches, then text."""
     heads = config.num_heads
     width, layers = config.width, config.num_layers
-    return Stack("decoder", width, layers, heads, heads, config.head_dim, 4, lengths, forward, backward)
+    return Stack("decoder", width, layers, heads, heads, config.head_dim, 4, False, lengths, forward, backward)
 
 
 def encoder(text: Any, length: int, forward: float, backward: float = 0.0) -> Stack:
     """Of the language model, whose MLP is gated."""
     sizes = (text.width, text.depth, text.heads, text.kv_heads, text.head_width)
-    return Stack("encoder", *sizes, 5, (length,), forward, backward)
+    return Stack("encoder", *sizes, 5, True, (length,), forward, backward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +77,16 @@ class Split:
     Attributes:
       tokens: the part of them that a chip has.
       tensor: parts of hidden widths.
-      heads: parts of attention; the rest of the chips that share a sample repeat it.
-      whole: chips over which attention is whole, and queries, keys and values are gathered.
+      heads, queries: parts of attention; the rest of the chips that share a sample repeat it.
+      gathered_keys, gathered_queries: chips that keys and values, and queries, are gathered over.
     """
 
     tokens: float
     tensor: int
     heads: int
-    whole: int
+    queries: int
+    gathered_keys: int
+    gathered_queries: int
 
     @property
     def linear(self) -> float:
@@ -89,7 +95,13 @@ class Split:
 
     @property
     def attention(self) -> float:
-        return 1 / self.heads
+        """The part of a sample's attention that a chip does."""
+        return 1 / (self.heads * self.queries)
+
+    @property
+    def held(self) -> float:
+        """The part that a chip has of what attention is given and gives: keys and values, queries and results."""
+        return (1 + 1 / self.queries) / 2 / self.heads
 
 
 def split(stack: Stack, mesh: Mapping[str, int]) -> Split:
@@ -99,7 +111,9 @@ def split(stack: Stack, mesh: Mapping[str, int]) -> Split:
     tokens = 1 - sum(cut) / sum(stack.lengths) * (1 - 1 / parts)
     tensor = tensor if stack.width % tensor == 0 else 1
     heads = tensor if stack.kv_heads % tensor == 0 else 1
-    return Split(tokens, tensor, heads, tensor // heads * (parts if cut else 1))
+    queries = 1 if stack.causal else parts
+    apart, among = tensor // heads, parts if cut else 1
+    return Split(tokens, tensor, heads, queries, apart * among, apart * (among if queries == 1 else 1))
 
 
 def sent(stack: Stack, mesh: Mapping[str, int], itemsize: int) -> float:
@@ -108,10 +122,11 @@ def sent(stack: Stack, mesh: Mapping[str, int], itemsize: int) -> float:
     length = sum(stack.lengths)
     # A sum sends twice what a gathering does: parts are scattered to be added up, and gathered.
     summed = 2 * (laid.tensor - 1) / laid.tensor * length * laid.tokens * stack.width
-    gathered = (laid.whole - 1) / laid.whole * length * stack.head_width / laid.heads
-    qkv = stack.heads + 2 * stack.kv_heads
-    forward = 2 * summed + qkv * gathered
-    backward = stack.sums * summed + (stack.heads + 2 * qkv) * gathered
+    a_head = length * stack.head_width / laid.heads
+    keys = 2 * stack.kv_heads * a_head * (laid.gathered_keys - 1) / laid.gathered_keys
+    queries = stack.heads * a_head / laid.queries * (laid.gathered_queries - 1) / laid.gathered_queries
+    forward = 2 * summed + keys + queries
+    backward = stack.sums * summed + 2 * keys + 3 * queries
     return stack.layers * itemsize * (stack.forward * forward + stack.backward * backward)
 
 
@@ -129,11 +144,11 @@ def repeated(stack: Stack, mesh: Mapping[str, int]) -> str:
     if mesh["tensor"] > laid.heads:
         kind = "heads" if stack.heads == stack.kv_heads else "heads of keys"
         found.append(f"mesh.tensor={mesh['tensor']} does not divide its {stack.kv_heads} {kind}")
-    if mesh["sequence"] > 1:
-        found.append("mesh.sequence cuts tokens between attentions only")
+    if mesh["sequence"] > 1 and stack.causal:
+        found.append("mesh.sequence does not cut a causal attention")
     if not found:
         return ""
-    times = mesh["tensor"] * mesh["sequence"] // laid.heads
+    times = mesh["tensor"] * mesh["sequence"] // (laid.heads * laid.queries)
     return f"attention of the {stack.tower} is repeated on {times} chips: {' and '.join(found)}"
 
 
