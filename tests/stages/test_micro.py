@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from uae_jax.stages.micro import in_parts
+from uae_jax.stages.micro import in_parts, of_later_updates
 
 
 @pytest.mark.parametrize("size, parts", [(0, 1), (1, 12), (4, 3), (5, 3), (7, 2), (12, 1), (99, 1)])
@@ -21,6 +21,23 @@ def test_parts_give_what_the_whole_gives_in_its_order(size, parts):
     got = in_parts(double, rows, size)
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, 2 * y), got, rows)
     assert sizes[0] == 12 // parts
+
+
+@pytest.mark.parametrize(("updates", "accumulate"), [(2, 1), (3, 2), (6, 1)])
+def test_later_updates_are_worked_on_as_they_train(updates, accumulate):
+    # Update u has the rows u, u + U, ..., and of these micro-batch a every A-th, as `training.update` deals them out.
+    rows, seen = {"a": jnp.arange(12.0)}, []
+
+    def double(some):
+        jax.debug.callback(lambda x: seen.append(x.tolist()), some["a"])
+        return {"b": 2 * some["a"]}
+
+    got = of_later_updates(double, rows, updates, accumulate)
+    own = np.arange(12) % updates == 0
+    np.testing.assert_array_equal(got["before"], own)
+    np.testing.assert_array_equal(got["b"], np.where(own, 0, 2 * np.arange(12)))
+    jax.effects_barrier()
+    assert {len(part) for part in seen} == {12 // (updates * accumulate)}
 
 
 def test_only_a_part_is_computed_at_a_time():

@@ -314,8 +314,10 @@ def _gen_for_understanding(run: Run) -> list[Phase]:
     if s.kl:
         found.append(Phase("reference", run.look() + group * (rows + head), "encoder", run.micro, stack=again))
     if s.old_logprob == "replay" and s.updates > 1:
-        replay = run.look() + group * (run.text(run.asked + run.new) + head)
-        found.append(Phase("replay", replay, "encoder", s.updates, stack=again))
+        share = (s.updates - 1) / s.updates  # the first update has its own without asking
+        replay = share * (run.look() + group * (run.text(run.asked + run.new) + head))
+        stack = run.through("encoder", run.asked + run.new, share * group)
+        found.append(Phase("replay", replay, "encoder", s.updates - 1, stack=stack))
     return found
 
 
@@ -348,9 +350,10 @@ def _understanding_for_gen(run: Run) -> list[Phase]:
         stack = run.through("decoder", run.told, passed)
         found.append(Phase("reference", others, "decoder", steps * run.micro, stack=stack))
     if s.old_logprob == "replay" and s.updates > 1 and s.algorithm == "grpo":
-        replay = s.trained_steps * group * run.branches * run.denoise(run.told)
-        stack = run.through("decoder", run.told, s.trained_steps * group * run.branches)
-        found.append(Phase("replay", replay, "decoder", s.updates * s.trained_steps, stack=stack))
+        share = (s.updates - 1) / s.updates  # the first update has its own without asking
+        replay = share * s.trained_steps * group * run.branches * run.denoise(run.told)
+        stack = run.through("decoder", run.told, share * s.trained_steps * group * run.branches)
+        found.append(Phase("replay", replay, "decoder", (s.updates - 1) * s.trained_steps, stack=stack))
     return found
 
 

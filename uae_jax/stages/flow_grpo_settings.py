@@ -24,9 +24,9 @@ class UnderstandingForGenSettings(LoopSettings):
       captions: "own", the frozen encoder writes them; "data", those of the samples.
       caption_temperature: of own captions; 0 takes the likeliest token each time.
       updates: of the optimiser per rollout, each on a part of the images.
-      old_logprob: the ratio's denominator is what a "replay" by the program that trains gives, at no cost where there
-        is one update, at one more pass of trained steps where there are several; or what was "recorded" while painting,
-        for float32 alone: of a clip of 1e-4 nothing is left of what 16 bits make of two programs.
+      old_logprob: the ratio's denominator is what a "replay" by the program that trains gives, which costs nothing for
+        the first update and one more pass of trained steps for others; or what was "recorded" while painting, for
+        float32 alone: what 16 bits make of two programs is more than a clip of 1e-4 forgives.
       form, noise_level: of noisy steps, see `flow.make_schedule`.
       timestep_fraction: without a window, the first int(steps * this) steps are trained; noise is added at all.
       window: so many neighbouring steps are noisy and trained, the others are ODE steps; 0: no window.

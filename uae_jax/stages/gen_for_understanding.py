@@ -21,7 +21,7 @@ from uae_jax.sampling.scoring import TokenScores, answer_scores
 from uae_jax.sampling.text import Generation
 from uae_jax.stages.base import Aux
 from uae_jax.stages.loop_stage import LANGUAGE_LORA, LoopSettings, LoopStage, named
-from uae_jax.stages.micro import in_parts
+from uae_jax.stages.micro import of_later_updates
 from uae_jax.stages.towers import TowerConfig
 
 Array = jax.Array
@@ -114,10 +114,11 @@ class GenForUnderstanding(LoopStage):
         }
         rollout = {name: x.reshape(count, s.group, *x.shape[1:]) for name, x in rollout.items()}
         batch = {**batch, **rollout, "advantage": advantage}
+        batch["before"] = jnp.full(count, s.old_logprob == "replay")
         if s.old_logprob == "replay" and s.updates > 1:
             variables = self.uae.variables("encoder", params, frozen)
             score = lambda rows: {"old": self.scores(variables, rows).logprob.reshape(rows["tokens"].shape)}  # noqa: E731
-            batch |= in_parts(score, batch, count // (s.updates * self.accumulate))
+            batch |= of_later_updates(score, batch, s.updates, self.accumulate)
         metrics |= self.judges.metrics(reward.parts)
         metrics |= self._caption_metrics(written)
         return batch, jax.lax.stop_gradient(metrics)
@@ -155,8 +156,8 @@ class GenForUnderstanding(LoopStage):
         logprob, _, entropy = self.scores(self.uae.variables("encoder", params, frozen), batch)
         weight, recorded = (batch[name].reshape(logprob.shape) for name in ("weight", "old"))
         mask, advantage = (weight > 0).astype(jnp.float32), batch["advantage"].reshape(-1)
-        replayed = s.old_logprob == "replay" and s.updates == 1
-        old = jax.lax.stop_gradient(logprob) if replayed else recorded
+        own = jnp.repeat(batch["before"], s.group)[:, None]
+        old = jnp.where(own, jax.lax.stop_gradient(logprob), recorded)
         loss, ratio = surrogate.surrogate(logprob, old, advantage, mask, s.clip)
         count = jnp.maximum(mask.sum(), 1)
         metrics = surrogate.ratio_metrics(ratio, advantage, mask, s.clip)

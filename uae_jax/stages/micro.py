@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Tree = Any
 
@@ -24,3 +25,26 @@ def in_parts(function: Callable[[Tree], Tree], rows: Tree, size: int) -> Tree:
         return function(rows)
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), rows)
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(count, *x.shape[2:]), jax.lax.map(function, split))
+
+
+def of_later_updates(function: Callable[[Tree], Tree], rows: Tree, updates: int, accumulate: int) -> Tree:
+    """What a function makes of the rows of all but a step's first update, in the micro-batches that they train in.
+
+    For what the parameters before the step make of rows: the first update, which is of these, has it without asking.
+
+    Args:
+      function, rows: as `in_parts`; update u of U has the rows u, u + U, u + 2U, ...
+      updates, accumulate: U, at least 2; micro-batches of each.
+
+    Returns:
+      the results, zeros for rows of the first update; and "before" bool[R], which those are.
+    """
+    count = jax.tree.leaves(rows)[0].shape[0]
+    later = jax.tree.map(lambda x: x.reshape(-1, updates, *x.shape[1:])[:, 1:].reshape(-1, *x.shape[1:]), rows)
+
+    def placed(x: jax.Array) -> jax.Array:
+        x = x.reshape(-1, updates - 1, *x.shape[1:])
+        return jnp.concatenate([jnp.zeros_like(x[:, :1]), x], axis=1).reshape(-1, *x.shape[2:])
+
+    found = jax.tree.map(placed, in_parts(function, later, count // (updates * accumulate)))
+    return {**found, "before": jnp.arange(count) % updates == 0}

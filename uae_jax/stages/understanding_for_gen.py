@@ -27,7 +27,7 @@ from uae_jax.stages import flow_matching, painted_text
 from uae_jax.stages.base import Aux, Parts
 from uae_jax.stages.flow_grpo_settings import UnderstandingForGenSettings, check
 from uae_jax.stages.loop_stage import LoopStage, named
-from uae_jax.stages.micro import in_parts
+from uae_jax.stages.micro import in_parts, of_later_updates
 
 Array = jax.Array
 Tree = Any
@@ -37,7 +37,9 @@ Conditions = tuple[Conditioning, Conditioning | None]
 class UnderstandingForGen(LoopStage):
     """See the module. `prepare` makes, of each image: "hidden" [B, T, D] and "length" i32[B] of its caption,
     "advantage" and "reward" f32[B, G]; for "nft" "x0" f32[B, G, h, w, Z]; for "grpo" "path" f32[B, G, W + 1, h w Z],
-    "old" f32[B, G, W], "first" i32[B], the number of the first trained step, and, with `guard`, "means" like "path"."""
+    "old" f32[B, G, W], "first" i32[B], the number of the first trained step, "before" bool[B], whether the pass that
+    trains is itself the replay, nothing having been learnt since, and, with `guard`, "means" like "path" where they are
+    needed for other rows."""
 
     Settings = UnderstandingForGenSettings
     keep_reference = True
@@ -84,10 +86,11 @@ class UnderstandingForGen(LoopStage):
         rolled = {name: x.reshape(count, s.group, *x.shape[1:]) for name, x in rolled.items()}
         batch = {**batch, **rolled, "hidden": hidden, "length": lengths, "advantage": advantage}
         batch |= {"reward": reward.total.reshape(count, s.group), "first": jnp.broadcast_to(first, (count,))}
+        batch["before"] = jnp.full(count, s.old_logprob == "replay")
         if s.old_logprob == "replay" and s.updates > 1 and s.algorithm == "grpo":
             variables = self.uae.variables("decoder", params, frozen)
             replay = lambda rows: self._replayed(params, variables, frozen, schedule, rows)  # noqa: E731
-            batch |= in_parts(replay, batch, count // (s.updates * self.accumulate))  # of the shapes that train
+            batch |= of_later_updates(replay, batch, s.updates, self.accumulate)
         return batch, jax.lax.stop_gradient(metrics)
 
     def _told(self, params: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Array, dict[str, Array]]:
@@ -196,8 +199,8 @@ class UnderstandingForGen(LoopStage):
             reference = self._velocity(base, frozen, schedule, conditions)
         latent = self.uae.latent_shape(batch["images"])
         path, old_densities = _latents(batch["path"], latent), _rows(batch["old"])
-        own = s.old_logprob == "replay" and s.updates == 1  # this very pass is the replay
-        advantage = batch["advantage"].reshape(-1)
+        means = _latents(batch["means"], latent) if "means" in batch else None
+        advantage, own = batch["advantage"].reshape(-1), jnp.repeat(batch["before"], s.group)
 
         @functools.partial(jax.checkpoint, policy=painting.keep_velocities)
         def one(step: Array) -> tuple[Array, dict[str, Array]]:
@@ -207,10 +210,11 @@ class UnderstandingForGen(LoopStage):
             v = velocity(x, number)
             mean, std = flow.transition(schedule, number, x, v)
             logprob = flow.logprob(after, mean, std)
-            if own:
-                old = jax.lax.stop_gradient(logprob)
+            old = jnp.where(own, jax.lax.stop_gradient(logprob), old)
             if s.guard:  # old + the guarded log-ratio, so that the surrogate finds it as it finds any other
-                old_mean = jax.lax.stop_gradient(mean) if own else _latents(batch["means"], latent)(step)
+                old_mean = jax.lax.stop_gradient(mean)
+                if means is not None:
+                    old_mean = jnp.where(own[:, None, None, None], old_mean, means(step))
                 logprob = old + diffusion.guarded_log_ratio(logprob - old, mean, old_mean, std)
             ones = jnp.ones_like(logprob)[:, None]
             loss, ratio = surrogate.surrogate(logprob[:, None], old[:, None], advantage, ones, s.clip)
