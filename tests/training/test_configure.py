@@ -169,6 +169,12 @@ def test_items_of_lists_can_be_set(write):
     assert experiment.data.sources[0].scenes == ScenesConfig(count=9, seed=5)
 
 
+def test_a_path_in_the_place_of_scenes_wants_another_kind_too(write):
+    given = ("--config.data.sources[0].path=photos", "--config.data.sources[0].kind=auto")
+    assert load(write(ONE), *given).data.sources[0].path == "photos"
+    assert load(write(ONE), "--config.data.sources[0].path=scenes").data.sources[0].kind == "scenes"
+
+
 def test_a_part_that_is_none_in_the_file_can_be_filled(write):
     overrides = ["--config.validation.resolution=32", "--config.validation.sources=[{'kind': 'scenes'}]"]
     assert load(write(ONE), *overrides).validation.resolution == 32
@@ -207,6 +213,7 @@ REFUSED = [
     ("mesh.tensor=0", "config.mesh.tensor: is 0, wanted at least 1, or -1"),
     ("data.sources=()", "config.data.sources: is empty"),
     ("data.sources[1].path=", "config.data.sources[1].path: is empty"),
+    ("data.sources[0].path=photos", 'data.sources[0].kind is "scenes", which reads no files; set data.sources[0].kind=auto'),
     ("data.sources[1].weight=0", "config.data.sources[1].weight: is 0.0, wanted more than 0"),
     ("data.sources[1].caption_weights=1,2", "caption_weights: holds 2, wanted one for each of 1 captions"),
     ("data.sources[0].scenes.objects=1,2", "objects: is (1.0, 2.0), wanted 6 frequencies"),
