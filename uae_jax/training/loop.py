@@ -160,7 +160,7 @@ def check_batch(experiment: Experiment, mesh: Mesh, updates: int = 1) -> None:
 
 
 def remember(experiment: Experiment, workdir: Path) -> list[str]:
-    """Writes what the run is into its folder; refuses a folder of another run.
+    """Writes what the run is into its folder; refuses a folder of another run, if that has left anything in it.
 
     Returns:
       what has changed since, of what may; on the main process.
@@ -180,7 +180,7 @@ def _remember(experiment: Experiment, file: Path) -> list[str]:
     changed = []
     with paths.os_errors(file):
         before = json.loads(file.read_text()) if file.exists() else None
-    if before is not None:
+    if before is not None and results.begun(file.parent):
         changed = configure.differences(_completed(before), configure.to_json(experiment))
         bound = [line for line in changed if not line.split(":")[0].startswith(_FREE)]
         if bound:
