@@ -213,7 +213,10 @@ REFUSED = [
     ("mesh.tensor=0", "config.mesh.tensor: is 0, wanted at least 1, or -1"),
     ("data.sources=()", "config.data.sources: is empty"),
     ("data.sources[1].path=", "config.data.sources[1].path: is empty"),
-    ("data.sources[0].path=photos", 'data.sources[0].kind is "scenes", which reads no files; set data.sources[0].kind=auto'),
+    (
+        "data.sources[0].path=photos",
+        'data.sources[0].kind is "scenes", which reads no files; set data.sources[0].kind=auto',
+    ),
     ("data.sources[1].weight=0", "config.data.sources[1].weight: is 0.0, wanted more than 0"),
     ("data.sources[1].caption_weights=1,2", "caption_weights: holds 2, wanted one for each of 1 captions"),
     ("data.sources[0].scenes.objects=1,2", "objects: is (1.0, 2.0), wanted 6 frequencies"),

@@ -149,12 +149,13 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     assert (tmp_path / "config.json").read_text() == before
 
 
-def test_a_start_that_failed_leaves_the_folder_free(tmp_path, capsys):
-    wrong = experiment(steps=3, data=DataConfig(sources=(SourceConfig("/nosuch"),), resolution=16))
-    with pytest.raises(ValueError, match="/nosuch: nothing there"):
-        loop.train(wrong, tmp_path)
+def test_a_start_that_failed_leaves_the_folder_free(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(toy.Toy, "load", None)
+        loop.train(experiment(steps=3, settings=toy.Settings(noise=0.2)), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["noise"] == 0.2
     loop.train(experiment(steps=3), tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["data"]["sources"][0]["kind"] == "scenes"
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["noise"] == 0.1
     assert "goes on with other settings" not in capsys.readouterr().err
 
 

@@ -16,6 +16,13 @@ from uae_jax.weights import checkpoint, native, registry, shapes_only, transfer
 from uae_jax.weights.architecture import Architecture, Pretrained
 
 
+def look_for(name_or_path: str | os.PathLike) -> None:
+    """Raises `WeightsError` where `load_pretrained` will find no folder, or none that says what model it holds."""
+    folder = checkpoint.resolve(name_or_path)
+    if not (folder / checkpoint.NATIVE).exists():
+        registry.name_in(checkpoint.read_json(folder / "config.json"), str(folder / "config.json"))
+
+
 def load_pretrained(
     name_or_path: str | os.PathLike,
     *,
