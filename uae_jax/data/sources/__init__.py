@@ -5,7 +5,7 @@ import os
 
 from etils import epath
 
-from uae_jax.data.config import SourceConfig
+from uae_jax.data.config import MISSING, SourceConfig
 from uae_jax.data.records import Source
 from uae_jax.data.sources.base import SourceError
 
@@ -21,6 +21,10 @@ def open_source(config: SourceConfig) -> Source:
     Raises:
       SourceError: if there is nothing, or something else, or a named column is missing; says what helps.
     """
+    if config.path == MISSING:
+        raise SourceError(
+            "no data is named: data=... is needed, as in --config configs/pretrain.py:size=full,data=photos"
+        )
     kind = detect_kind(config.path) if config.kind == "auto" else config.kind
     if config.path and "://" not in config.path:
         config = dataclasses.replace(config, path=os.path.expanduser(config.path))
