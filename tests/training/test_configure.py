@@ -284,6 +284,15 @@ def test_a_missing_file_is_refused_with_the_nearest(write):
         load_config("/nowhere/at/all.py")
 
 
+def test_what_is_no_python_file_is_refused(write, tmp_path):
+    write(ONE, "b.py")
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/c.json: wanted a .py file with get_config")):
+        load_config(write("{}", "c.json"))
+    write(ONE, "a.py")
+    with pytest.raises(ConfigError, match="a folder, wanted a .py file with get_config; in it: a.py, b.py"):
+        load_config(str(tmp_path))
+
+
 def test_an_argument_reaches_the_file(write):
     text = ONE.replace("c.steps = 5", "c.steps = int(arg or 5)")
     assert load(write(text) + ":12").steps == 12
