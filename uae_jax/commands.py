@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import glob
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -175,6 +176,20 @@ def refuse_overwriting(targets: Iterable[Path], force: bool, inputs: Iterable[Pa
     if there and not force:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise FileExistsError(f"{there[0]}{more} would be overwritten; choose another --output, or --force")
+
+
+def make_output(folder: Path) -> None:
+    """Makes the folder that results go into; for before there are any.
+
+    Raises:
+      ValueError: if it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be made ({error.strerror}); choose another --output") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{folder}: cannot be written to; choose another --output")
 
 
 def painting_files(files: list[Path], output: Path) -> list[Path]:
