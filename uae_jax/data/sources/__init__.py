@@ -49,6 +49,10 @@ def detect_kind(path: str) -> str:
     if path.startswith("tfds:"):
         return "tfds"
     suffix = os.path.splitext(path)[1].lower()
+    if any(c in path for c in "*?{") and suffix in (*_TABLES, *_ARRAY_RECORDS):
+        raise SourceError(
+            f"{path}: only .tar shards go by a pattern; give each file as a source, or join them into one"
+        )
     if suffix == ".tar" or any(c in path for c in "*?{"):
         return "webdataset"
     place = epath.Path(path).expanduser()
@@ -84,6 +88,8 @@ def _folder(config: SourceConfig) -> Source:
 
 
 def _table(config: SourceConfig) -> Source:
+    if os.path.isdir(config.path):
+        raise SourceError(f'{config.path}: a folder, which kind "table" is not; wanted a file: {", ".join(_TABLES)}')
     from uae_jax.data.sources.table import open_table
 
     return open_table(config)
