@@ -289,7 +289,7 @@ def test_what_is_no_python_file_is_refused(write, tmp_path):
     with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/c.json: wanted a .py file with get_config")):
         load_config(write("{}", "c.json"))
     write(ONE, "a.py")
-    with pytest.raises(ConfigError, match="a folder, wanted a .py file with get_config; in it: a.py, b.py"):
+    with pytest.raises(ConfigError, match=r"a folder, wanted a \.py file with get_config; in it: a\.py, b\.py"):
         load_config(str(tmp_path))
 
 

@@ -180,7 +180,7 @@ def look_for(parts: Sequence[RewardPart]) -> None:
     """Raises `WeightsError` where `Judges.load` will find no scorer; reads no weights."""
     for part in parts:
         if not part.function:
-            pretrained.look_for(scorer_folder(part))
+            pretrained.read_config(scorer_folder(part))
 
 
 def scorer_folder(part: RewardPart) -> str:

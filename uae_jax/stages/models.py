@@ -46,7 +46,7 @@ def check_name(name: str, sizes: Sizes) -> None:
 def look_for(name: str) -> None:
     """Raises `WeightsError` where `open_start` will find no folder, or none with a model in it."""
     if not name.startswith(NEW):
-        pretrained.look_for(name)
+        pretrained.read_config(name)
 
 
 def open_start(name: str, sizes: Sizes, seed: int, mesh: Mesh) -> Start:

@@ -54,7 +54,7 @@ def look_for(parts: UAEParts) -> None:
         if not name.startswith(new.NEW):
             uae.look_for(name)
     if parts.vae:
-        pretrained.look_for(parts.vae)
+        pretrained.read_config(parts.vae)
 
 
 def open_uae(parts: UAEParts, seed: int, mesh: Mesh | None = None) -> UAEWeights:

@@ -157,6 +157,15 @@ def load(
     )
 
 
+def read_sizes(name_or_path: str | os.PathLike) -> tuple[Any, Any]:
+    """The configs of a checkpoint's decoder and VAE; no weights are looked at. Raises as `look_for`."""
+    root = checkpoint.resolve(name_or_path)
+    look_for(root)
+    folders = ("decoder", "vae") if (root / UAE_NATIVE).is_file() else (DIT, f"{SD3}/vae")
+    decoder, vae = (pretrained.read_config(root / folder)[1] for folder in folders)
+    return decoder, vae
+
+
 def on_host(weights: UAEWeights) -> UAEWeights:
     """The same with NumPy arrays; programs that get them copy them to the device and free them there."""
     parts = {name: getattr(weights, name) for name in (*_PARTS, "encoder_lora", "decoder_lora")}
