@@ -47,22 +47,23 @@ def test_a_finished_run_needs_no_data(tmp_path, monkeypatch):
 
 
 STAGES = [
-    (pretrain.Pretrain, {"model": "runs/none/model"}),
-    (pretrain.Pretrain, {"model": "new:tiny", "encoder_from": "runs/none/model"}),
-    (pretrain.Pretrain, {"model": "new:tiny", "vae_from": "runs/none/model"}),
-    (autoencoder.Autoencoder, {"model": "runs/none/model"}),
+    (pretrain.Pretrain, {"model": "runs/none/model"}, "settings.model"),
+    (pretrain.Pretrain, {"model": "new:tiny", "encoder_from": "runs/none/model"}, "settings.encoder_from"),
+    (pretrain.Pretrain, {"model": "new:tiny", "vae_from": "runs/none/model"}, "settings.vae_from"),
+    (autoencoder.Autoencoder, {"model": "runs/none/model"}, "settings.model"),
     (
         gen_for_understanding.GenForUnderstanding,
         {"encoder": TRAINED, "reward": (RewardPart("clip"), RewardPart("longclip", 0.0, "runs/none/model"))},
+        "reward 'longclip'",
     ),
 ]
 
 
-@pytest.mark.parametrize(("stage", "settings"), STAGES)
-def test_every_model_is_looked_for_and_none_is_read(stage, settings, monkeypatch):
+@pytest.mark.parametrize(("stage", "settings", "named"), STAGES)
+def test_every_model_is_looked_for_and_none_is_read(stage, settings, named, monkeypatch):
     monkeypatch.setattr(checkpoint, "open_checkpoint", None)
     made = stage(stage.Settings(**settings))
-    with pytest.raises(ValueError, match="runs/none/model: no such folder"):
+    with pytest.raises(ValueError, match=f"{named}: runs/none/model: no such folder"):
         inputs.open_inputs(test_loop.experiment(), made, make_mesh(data=-1))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from uae_jax.models.runtime import Runtime
-from uae_jax.weights import checkpoint, pretrained, shapes_only
+from uae_jax.weights import checkpoint, errors, pretrained, shapes_only
 from uae_jax.weights.architecture import Architecture, Pretrained
 from uae_jax.weights.new import NEW, new_model
 
@@ -46,7 +46,8 @@ def check_name(name: str, sizes: Sizes) -> None:
 def look_for(name: str) -> None:
     """Raises `WeightsError` where `open_start` will find no folder, or none with a model in it."""
     if not name.startswith(NEW):
-        pretrained.read_config(name)
+        with errors.named("settings.model"):
+            pretrained.read_config(name)
 
 
 def open_start(name: str, sizes: Sizes, seed: int, mesh: Mesh) -> Start:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from uae_jax.data.prompts import PromptBuilder
 from uae_jax.engine import Engine
 from uae_jax.models.runtime import Runtime
-from uae_jax.weights import new, pretrained, uae
+from uae_jax.weights import errors, new, pretrained, uae
 from uae_jax.weights.uae import UAEWeights
 
 _ENCODER_PARTS = ("encoder", "encoder_lora")
@@ -49,12 +49,15 @@ def check_parts(parts: UAEParts) -> None:
 
 
 def look_for(parts: UAEParts) -> None:
-    """Raises `WeightsError` where `open_uae` will find no folder, or one of another kind."""
-    for name in filter(None, (parts.model, parts.encoder, parts.decoder)):
-        if not name.startswith(new.NEW):
-            uae.look_for(name)
+    """Raises `WeightsError` where `open_uae` will find no folder, or one of another kind; names the setting."""
+    settings = {"model": parts.model, "encoder_from": parts.encoder, "decoder_from": parts.decoder}
+    for setting, name in settings.items():
+        if name and not name.startswith(new.NEW):
+            with errors.named(f"settings.{setting}"):
+                uae.look_for(name)
     if parts.vae:
-        pretrained.read_config(parts.vae)
+        with errors.named("settings.vae_from"):
+            pretrained.read_config(parts.vae)
 
 
 def open_uae(parts: UAEParts, seed: int, mesh: Mesh | None = None) -> UAEWeights:
