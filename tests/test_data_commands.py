@@ -85,6 +85,7 @@ def test_inspect_of_nothing_usable_fails(run, folder):
     (folder / "t.jsonl").write_text('{"image": "none.png", "caption": "x"}\n')
     code, out, err = run("inspect", folder / "t.jsonl")
     assert code == 1 and f"t.jsonl:1: {folder}/none.png: no such file" in out and "nothing usable in" in err
+    assert "--captions" not in err  # there is one
 
 
 def test_inspect_prints_before_it_writes_and_tries_the_output_before_it_reads(run, folder, tmp_path, monkeypatch):

@@ -65,7 +65,7 @@ def inspect(args: argparse.Namespace) -> int:
 def _warnings(result: Inspection, source: Source) -> Iterator[str]:
     """What training would stumble over."""
     tally, allowed = result.tally, DataConfig().max_bad_fraction
-    if not result.fields and isinstance(source, RowSource):
+    if isinstance(source, RowSource) and not source.captions:
         columns = ", ".join(source.columns)
         yield f"no column is called as captions are; name those that are, --captions COLUMN; all: {columns}"
     if not tally.used and not result.sizes:

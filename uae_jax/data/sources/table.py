@@ -17,6 +17,7 @@ class RowSource:
 
     Attributes:
       columns: all there are.
+      captions: those of them that hold captions.
     """
 
     def __init__(self, name: str, rows: Rows, folder: epath.Path, config: SourceConfig):
@@ -35,7 +36,7 @@ class RowSource:
         if not len(rows):
             raise SourceError(f"{name}: no row in it, wanted at least one")
         self._image = config.image and nearest(config.image, rows.columns, "image column", name)
-        self._captions = tuple(
+        self.captions = tuple(
             field for field in caption_columns(rows.columns, config.captions, name) if field != self._image
         )
 
@@ -46,7 +47,7 @@ class RowSource:
         index = check_index(index, len(self), self.name)
         row = self._rows[index]
         image = stored_image(row.get(self._image), self._folder) if self._image else None
-        return Record(self.id(index), image, {field: row.get(field) for field in self._captions})
+        return Record(self.id(index), image, {field: row.get(field) for field in self.captions})
 
     def id(self, index: int) -> str:
         return self._rows.id(index)
