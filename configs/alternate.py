@@ -1,7 +1,7 @@
 """Both reinforcement stages in turn, round after round: does what one learns help the other?
 
     uae train --config configs/alternate.py --workdir runs/alternate
-    uae train --config configs/alternate.py:size=full,rounds=3,steps=300,model=runs/cold_start/model --workdir DIR
+    uae train --config configs/alternate.py:size=full,data=data/train,rounds=3,steps=300 --workdir runs/alternate
 
 `rounds` of `steps` each of `gen_for_understanding` and `understanding_for_gen`. Every stage starts from the last one's
 result, with other pictures in every round, and its divergence is from where it began. Compare the held-out

@@ -4,6 +4,7 @@
     uae train --config configs/pretrain.py:size=small,data=data/train,held_out=data/held_out --workdir runs/pretrain
     uae train --config configs/pretrain.py:size=full,model=models/UAE,data=data/train --workdir runs/pretrain
 
+At small, first train an encoder and a VAE (docs/guides/data.md): runs/captioner/model and runs/autoencoder/model.
 `uae data caption` writes long captions for a folder of pictures. Expect the held-out loss at middle noise levels to
 fall and paintings to follow the later sentences of a caption; see `configs/sizes.py` for models and hardware. Tiny: the
 embedded decoder, which knows short captions, goes on with long ones.

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 from ml_collections import ConfigDict
 
+from uae_jax.data.config import MISSING
 from uae_jax.training.configure import parse_arg
 
 LONG = ("long", "exhaustive")
@@ -31,29 +32,33 @@ def read(arg: str | None, model: dict[str, str], **more) -> SimpleNamespace:
 
     Args:
       arg: of `get_config`: "size=small,data=DIR,held_out=DIR,model=DIR,seed=1", all of it optional but `data` of the
-        sizes that bring none; `held_out` is looked at in evaluations.
+        sizes that bring none. `held_out` are pictures that nothing is learnt from: evaluations measure and draw them.
+        Without it there are none, unless the data is scenes.
       model: what each size starts from.
       **more: further options and their defaults.
 
     Raises:
-      ValueError: on an unknown size, or where there is no data.
+      ValueError: on an unknown size, or `held_out` beside scenes.
     """
     options = parse_arg(arg, **ARGUMENTS, **more)
     if options.size not in model:
         raise ValueError(f"size is {options.size!r}, wanted one of {', '.join(model)}")
+    if options.held_out and not options.data:
+        raise ValueError(f"held_out is {options.held_out!r}, but data is not given; give both")
     options.model = options.model or model[options.size]
     options.side = {"tiny": 64, "small": 256, "full": 512}[options.size]
     return options
 
 
 def data(options: SimpleNamespace, *, captions: bool, levels=LEVELS, weights=WEIGHTS) -> dict[str, ConfigDict]:
-    """Fields "data" and "validation" of an experiment."""
+    """Fields "data" and, where there is any, "validation" of an experiment; data that is not given is `MISSING`."""
     if options.size == "tiny" and not options.data:
         own = _scenes(levels, weights, TRAIN_SEED + options.seed, captions, 200_000)
         return {"data": own, "validation": _scenes(levels, weights, HELD_OUT_SEED, captions, 512, shuffle=False)}
-    found = {"data": _pictures(options.data or "data/train", options.side, captions)}
-    found["validation"] = _pictures(options.held_out or "data/held_out", options.side, captions)
-    found["validation"].shuffle = False
+    found = {"data": _pictures(options.data or MISSING, options.side, captions)}
+    if options.held_out:
+        found["validation"] = _pictures(options.held_out, options.side, captions)
+        found["validation"].shuffle = False
     return found
 
 
@@ -75,6 +80,8 @@ def loop(options: SimpleNamespace, **changes) -> ConfigDict:
 def run(options: SimpleNamespace, stage: str, settings: ConfigDict, data: dict[str, ConfigDict], **more) -> ConfigDict:
     """The whole experiment; `more` are its further fields."""
     config = ConfigDict({"stage": stage, "settings": settings, "seed": options.seed, **data, **more})
+    if "validation" not in data:
+        config.evaluate_every = 0
     if options.size == "full":
         config.mesh = {"data": -1, "fsdp": 8}  # over more, widths of 2432 make parts that compilers handle badly
     return config

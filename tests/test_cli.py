@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.photos import photographs
 from uae_jax import UAE, cli, commands
+from uae_jax.weights.checkpoint import EMBEDDED
 
 CAPTION = ["--question", "What is here?", "--max-new-tokens", "6", "--temperature", "0"]
 PAINT = ["--size", "64", "--steps", "3"]
@@ -142,6 +143,10 @@ def test_files_folders_and_patterns(photos, tmp_path, monkeypatch):
     assert commands.image_files(["**/*.jpg"]) == [b]
     (photos / "[x].png").write_bytes(b"")
     assert commands.image_files(["photos/[x].png"]) == [photos.relative_to(tmp_path) / "[x].png"]  # no pattern
+    with pytest.raises(ValueError, match=r"folders in it are not looked into: 'above/\*\*/\*\.jpg' names what is"):
+        (tmp_path / "above").mkdir()
+        (tmp_path / "above/deep").mkdir()
+        commands.image_files(["above/"])
     for nothing in ("photos/*.gif", "photos/deep"):
         with pytest.raises(ValueError, match="no image there"):
             commands.image_files([nothing])
@@ -182,6 +187,7 @@ def test_prompts_from_a_file_plain_and_json(run, tmp_path):
         (b'a\n{"prompt": 3}', ":2: no 'prompt' or 'caption'"),
         (b"{oops", ":1: not JSON"),
         (b"caf\xe9", r"not UTF-8 \(byte 3\)"),
+        (b'{"prompt": " "}', ":1: no 'prompt' or 'caption'"),
         (None, "No such file"),
     ],
 )
@@ -341,6 +347,10 @@ def test_a_missing_model_is_told_in_one_line(photos, capsys):
         (["reconstruct", "{photos}", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["reconstruct", "{photos}", "--top-p", "2"], "top_p is 2.0"),
         (["reconstruct", "{photos}/*.gif"], "no image there"),
+        (["reconstruct", "none.png", "x.png"], "none.png: no such file, nor any of the others; wanted images"),
+        (["generate", "x", "--size", "64x"], "--size is '64x'"),
+        (["generate", "x", "--guidance", "nan"], "guidance is nan"),
+        (["generate", "x", " "], "prompt 2 is empty, wanted what to paint"),
     ],
 )
 def test_bad_settings_are_refused_before_the_model_is_loaded(no_model, photos, tmp_path, capsys, args, message):
@@ -349,6 +359,39 @@ def test_bad_settings_are_refused_before_the_model_is_loaded(no_model, photos, t
     [error] = capsys.readouterr().err.splitlines()
     assert message in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["generate", "x", "--output", "{tmp}/o", "--size", "62"], "size is 62x62, wanted sides in multiples of 8"),
+        (["reconstruct", "{photos}", "--output", "{tmp}/o", "--size", "62x64"], "size is 62x64, wanted sides in"),
+        (["generate", "x", "--output", "{photos}/a.png/o"], "a.png/o: cannot be made (Not a directory)"),
+        (["caption", "none.png"], "none.png: no such file; wanted images"),
+    ],
+)
+def test_what_the_model_or_the_disk_refuses_is_told_before_loading(no_model, photos, tmp_path, capsys, args, message):
+    assert cli.main([arg.format(photos=photos, tmp=tmp_path) for arg in args]) == 1
+    assert message in last(capsys.readouterr().err)
+    assert not (tmp_path / "o").exists()
+
+
+def test_scorers_and_tokenizer_are_looked_for_before_weights_are_read(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("uae_jax.weights.uae.load", lambda *_, **__: pytest.fail("weights were read"))
+    bare = tmp_path / "bare"
+    for part in (EMBEDDED / "tiny").iterdir():
+        (bare / part.name).mkdir(parents=True) if part.is_dir() else None
+    (bare / "llm_model/config.json").write_text("{}")
+
+    def told(*args):
+        assert cli.main(["reconstruct", str(photos), "--output", str(tmp_path / "o"), *map(str, args)]) == 1
+        return last(capsys.readouterr().err)
+
+    assert "/no/scorer: no such folder" in told("--scorer", "clip=/no/scorer")
+    assert f"{photos}/config.json: missing" in told("--scorer", f"clip={photos}")
+    assert f"{bare}/llm_model: no tokenizer.json in it" in told("--model", bare)
+    assert "give the base model as processor (--processor)" in told("--model", bare)
+    assert f"{photos}: no tokenizer.json in it" in told("--processor", photos)
 
 
 def test_a_size_that_the_model_cannot_paint_is_told_in_one_line(run, tmp_path):
@@ -366,6 +409,8 @@ def test_a_size_that_the_model_cannot_paint_is_told_in_one_line(run, tmp_path):
         ["caption", "--model", "m"],
         ["caption", "a.png", "--model", "m", "--max-new-tokens", "many"],
         ["caption", "a.png", "--model", "m", "--no-such-option"],
+        ["caption", "a.png", "--memory-gb", "-1"],
+        ["caption", "a.png", "--memory-gb", "nan"],
         ["reconstruct", "a.png", "--output", "o", "--model", "m", "--scorer", "clip"],
         ["reconstruct", "a.png", "--output", "o", "--model", "m", "--interface", "hidden"],
         ["paint"],

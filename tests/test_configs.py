@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from uae_jax.data.loader import open_sources
 from uae_jax.training import configure
+from uae_jax.training.configure import ConfigError
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for path in (ROOT / "configs").rglob("*.py") if "def get_config" in path.read_text())
@@ -23,6 +25,22 @@ def test_config_loads_and_its_docstring_says_how_to_run_it(path):
 
 def test_there_are_configs():
     assert len(FILES) >= 4
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "full"])
+def test_nothing_is_evaluated_on_that_was_not_named(size):
+    ((_, experiment),) = configure.load_config(str(ROOT / f"configs/pretrain.py:size={size},data=photos"))
+    assert experiment.validation is None and experiment.evaluate_every == 0
+    ((_, experiment),) = configure.load_config(str(ROOT / f"configs/pretrain.py:size={size},data=photos,held_out=more"))
+    assert experiment.validation.sources[0].path == "more" and experiment.evaluate_every
+    with pytest.raises(ConfigError, match="held_out is 'more', but data is not given; give both"):
+        configure.load_config(str(ROOT / f"configs/pretrain.py:size={size},held_out=more"))
+
+
+def test_data_that_was_not_named_is_refused_where_it_is_opened():
+    ((_, experiment),) = configure.load_config(str(ROOT / "configs/pretrain.py:size=full"))  # one may plan without
+    with pytest.raises(ValueError, match=r"no data is named: data=\.\.\. is needed"):
+        open_sources(experiment.data)
 
 
 @pytest.mark.parametrize("of", ["gen_for_understanding", "understanding_for_gen"])

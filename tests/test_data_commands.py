@@ -66,6 +66,39 @@ def test_inspect_overwrites_only_when_forced(run, folder, tmp_path):
     assert run("inspect", folder, "--output", tmp_path, "--force")[0] == 0
 
 
+def test_inspect_says_why_records_are_bad_and_what_training_allows(run, folder):
+    code, out, err = run("inspect", folder)
+    assert code == 0 and f"image unreadable: {folder}/b.png: not an image" in out
+    assert f"caption missing: {folder}/e.png: no caption" in out
+    assert "3 of 6 records are bad (50%); training ends where more than 10% are (data.max_bad_fraction)" in err
+    assert "stages that need no captions can use 5" in err
+
+
+def test_inspect_names_the_columns_where_none_is_called_as_captions_are(run, folder):
+    (folder / "t.jsonl").write_text('{"image": "a.png", "words": "x"}\n')
+    code, _, err = run("inspect", folder / "t.jsonl")
+    assert code == 0 and "name those that are, --captions COLUMN; all: image, words" in err
+    assert "--captions" not in run("inspect", folder / "t.jsonl", "--captions", "words")[2]
+
+
+def test_inspect_of_nothing_usable_fails(run, folder):
+    (folder / "t.jsonl").write_text('{"image": "none.png", "caption": "x"}\n')
+    code, out, err = run("inspect", folder / "t.jsonl")
+    assert code == 1 and f"t.jsonl:1: {folder}/none.png: no such file" in out and "nothing usable in" in err
+    assert "--captions" not in err  # there is one
+
+
+def test_inspect_prints_before_it_writes_and_tries_the_output_before_it_reads(run, folder, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(data_commands, "inspect_source", None)
+        code, _, err = run("inspect", folder, "--output", tmp_path / "file/below")
+        assert code == 1 and "below: cannot be made (Not a directory); choose another --output" in err
+    monkeypatch.setattr(data_commands.contact_sheet, "to_html", None)
+    with pytest.raises(TypeError):
+        run("inspect", folder, "--output", tmp_path / "report")
+
+
 def test_inspect_the_scene_world_with_a_limit(run):
     code, out, _ = run("inspect", "scenes", "--limit", "3", "--captions", "tag", "long", "--json")
     facts = json.loads(out)

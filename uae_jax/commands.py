@@ -9,8 +9,9 @@ import argparse
 import contextlib
 import glob
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tqdm
@@ -19,9 +20,10 @@ from PIL import Image
 from uae_jax.data.images import SUFFIXES, ImageError, open_image
 from uae_jax.data.lines import numbered_lines
 from uae_jax.defaults import Defaults, given
-from uae_jax.engine import CaptionSettings, PaintSettings
+from uae_jax.engine import CaptionSettings, PaintSettings, check_sides
 from uae_jax.pipeline import UAE
 from uae_jax.weights import checkpoint, fingerprint
+from uae_jax.weights import uae as uae_weights
 from uae_jax.weights.progress import reading_bar
 
 WINDOW = 64  # images that are open at a time
@@ -31,6 +33,7 @@ WINDOW_PIXELS = 200_000_000  # and how large they may be together
 def caption(args: argparse.Namespace) -> int:
     """Prints a caption per image."""
     files, settings = image_files(args.images), caption_settings(args)
+    refuse_none(files)
     uae = load(args, scorers={})
     with Report("captioned", len(files)) as report:
         for first, window in _windows(files, report):
@@ -48,8 +51,9 @@ def generate(args: argparse.Namespace) -> int:
     targets = [output / f"{i:05d}.png" for i in range(len(prompts))]
     refuse_overwriting(targets, args.force)
     settings = paint_settings(args)
+    check_size(args.model, settings)
+    make_output(output)
     uae = load(args, scorers={})
-    output.mkdir(parents=True, exist_ok=True)
     with Report("painted", len(prompts)) as report:
         for place, image in uae.iter_paintings(prompts, settings, seed=args.seed):
             target = targets[place]
@@ -63,9 +67,11 @@ def reconstruct(args: argparse.Namespace) -> int:
     files, output = image_files(args.images), Path(args.output)
     targets = dict(zip(files, painting_files(files, output), strict=True))
     refuse_overwriting(targets.values(), args.force, inputs=files)
+    refuse_none(files)
     writing, painting = caption_settings(args), paint_settings(args)
+    check_size(args.model, painting)
+    make_output(output)
     uae = load(args, scorers=dict(args.scorer) or None)
-    output.mkdir(parents=True, exist_ok=True)
     with Report("reconstructed", len(files)) as report:
         for first, window in _windows(files, report):
             images = [image for _, image in window]
@@ -132,9 +138,20 @@ def image_files(arguments: Iterable[str]) -> list[Path]:
         else:
             found = [path]
         if not found:
-            raise ValueError(f"{argument}: no image there, wanted files ending in {', '.join(SUFFIXES)}")
+            below = path.is_dir() and any(file.is_dir() for file in path.iterdir())
+            deeper = (
+                f"; folders in it are not looked into: '{argument.rstrip('/')}/**/*.jpg' names what is" if below else ""
+            )
+            raise ValueError(f"{argument}: no image there, wanted files ending in {', '.join(SUFFIXES)}{deeper}")
         files |= dict.fromkeys(found)
     return list(files)
+
+
+def refuse_none(files: Sequence[Path]) -> None:
+    """Raises `ValueError` where none of the files is there; some that are not, among others, are skipped later."""
+    if not any(file.exists() for file in files):
+        others = ", nor any of the others" if len(files) > 1 else ""
+        raise ValueError(f"{files[0]}: no such file{others}; wanted images")
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:
@@ -144,6 +161,8 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
       ValueError: if there are none, or a line holds none; names it.
     """
     if not args.prompts:
+        if blank := [number for number, prompt in enumerate(args.prompt, start=1) if not prompt.strip()]:
+            raise ValueError(f"prompt {blank[0]} is empty, wanted what to paint")
         return list(args.prompt)
     prompts = []
     for number, line in numbered_lines(Path(args.prompts)):
@@ -153,7 +172,7 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
             except json.JSONDecodeError as error:
                 raise ValueError(f"{args.prompts}:{number}: not JSON ({error})") from None
             line = record.get("prompt", record.get("caption"))
-            if not isinstance(line, str):
+            if not isinstance(line, str) or not line.strip():
                 raise ValueError(f"{args.prompts}:{number}: no 'prompt' or 'caption' in it")
         prompts.append(line)
     if not prompts:
@@ -175,6 +194,20 @@ def refuse_overwriting(targets: Iterable[Path], force: bool, inputs: Iterable[Pa
     if there and not force:
         more = f" and {len(there) - 1} more" if len(there) > 1 else ""
         raise FileExistsError(f"{there[0]}{more} would be overwritten; choose another --output, or --force")
+
+
+def make_output(folder: Path) -> None:
+    """Makes the folder that results go into; for before there are any.
+
+    Raises:
+      ValueError: if it cannot be made, or not be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be made ({error.strerror}); choose another --output") from None
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"{folder}: cannot be written to; choose another --output")
 
 
 def painting_files(files: list[Path], output: Path) -> list[Path]:
@@ -283,9 +316,16 @@ def paint_settings(args: argparse.Namespace) -> PaintSettings:
     return given(Defaults.of(args.model).paint, **values)
 
 
+def check_size(model: str, settings: PaintSettings) -> None:
+    """Raises `ValueError` on a size, where one is given, that a model cannot paint; reads no weights."""
+    if settings.size is not None:
+        height, width = (settings.size,) * 2 if isinstance(settings.size, int) else settings.size
+        check_sides(height, width, *uae_weights.read_sizes(model))
+
+
 def _sides(text: str) -> tuple[int, int]:
-    height, _, width = text.partition("x")
+    height, mark, width = text.partition("x")
     try:
-        return int(height), int(width or height)
+        return int(height), int(width if mark else height)
     except ValueError:
         raise ValueError(f"--size is {text!r}, wanted pixels of a side, or HEIGHTxWIDTH") from None

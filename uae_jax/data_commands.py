@@ -14,12 +14,14 @@ from uae_jax import commands
 from uae_jax.commands import WINDOW, WINDOW_PIXELS, Report
 from uae_jax.data import contact_sheet
 from uae_jax.data.caption_files import CaptionWriter, JsonLines, TextFiles
-from uae_jax.data.config import SourceConfig
+from uae_jax.data.config import DataConfig, SourceConfig
 from uae_jax.data.images import ImageError, open_image
-from uae_jax.data.inspect import CountTokens, to_text
+from uae_jax.data.inspect import CountTokens, Inspection, to_text
 from uae_jax.data.inspect import inspect as inspect_source
+from uae_jax.data.records import Source
 from uae_jax.data.sources import open_source
 from uae_jax.data.sources.folder import FolderSource
+from uae_jax.data.sources.table import RowSource
 from uae_jax.engine import CaptionSettings
 
 SHEET, FACTS = "contact_sheet.html", "inspection.json"
@@ -37,6 +39,8 @@ def inspect(args: argparse.Namespace) -> int:
         commands.refuse_overwriting([output / SHEET, output / FACTS], args.force)
     source = open_source(config)
     count_tokens = _token_counter(args.model) if args.model else None
+    if output is not None:
+        commands.make_output(output)
     total = len(source) if args.limit is None else min(args.limit, len(source))
     with tqdm.tqdm(total=total, unit=" record", desc="inspecting", file=sys.stderr) as bar:
         result = inspect_source(
@@ -48,13 +52,30 @@ def inspect(args: argparse.Namespace) -> int:
             progress=bar.update,
         )
     facts = json.dumps(result.to_json(), indent=2)
+    print(facts if args.json else to_text(result).encode("utf-8", "backslashreplace").decode("utf-8"))
+    for warning in _warnings(result, source):
+        print(f"uae: {warning}", file=sys.stderr)
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
         (output / FACTS).write_text(facts + "\n", encoding="utf-8")
         (output / SHEET).write_text(contact_sheet.to_html(result), encoding="utf-8")
         print(f"uae: wrote {output / SHEET}", file=sys.stderr)
-    print(facts if args.json else to_text(result).encode("utf-8", "backslashreplace").decode("utf-8"))
-    return 0
+    return 0 if result.tally.used or result.sizes else 1
+
+
+def _warnings(result: Inspection, source: Source) -> Iterator[str]:
+    """What training would stumble over."""
+    tally, allowed = result.tally, DataConfig().max_bad_fraction
+    if isinstance(source, RowSource) and not source.captions:
+        columns = ", ".join(source.columns)
+        yield f"no column is called as captions are; name those that are, --captions COLUMN; all: {columns}"
+    if not tally.used and not result.sizes:
+        yield f"nothing usable in {result.source}"
+    elif tally.bad_fraction > allowed:
+        images = f"; stages that need no captions can use {len(result.sizes)}" if len(result.sizes) > tally.used else ""
+        yield (
+            f"{tally.bad} of {tally.seen} records are bad ({tally.bad_fraction:.0%}); training ends where more than "
+            f"{allowed:.0%} are (data.max_bad_fraction){images}"
+        )
 
 
 def _token_counter(model: str) -> CountTokens:

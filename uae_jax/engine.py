@@ -7,6 +7,7 @@ so a batch whose shapes were seen before compiles nothing.
 import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,6 +78,8 @@ class PaintSettings:
     def __post_init__(self):
         if self.conditioning not in ADAPTERS:
             raise ValueError(f"conditioning is {self.conditioning!r}, wanted one of {', '.join(ADAPTERS)}")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance is {self.guidance}, wanted a number; 1 is off")
         flow.sigmas(self.steps, sigma_compat=self.sigma_compat)  # refuses what is no setting
 
     @property
@@ -244,11 +247,7 @@ class Engine:
           ValueError: on a size that the decoder cannot paint.
         """
         height, width = self.sides(settings)
-        unit = self.vae.config.downsampling * self.decoder.config.patch_size
-        most = self.decoder.config.pos_embed_max_size * unit
-        for side in (height, width):
-            if side < unit or side % unit or side > most:
-                raise ValueError(f"size is {height}x{width}, wanted sides in multiples of {unit} up to {most}")
+        check_sides(height, width, self.decoder.config, self.vae.config)
         scale = self.vae.config.downsampling
         return height // scale, width // scale, self.vae.config.latent_channels
 
@@ -300,6 +299,15 @@ class Engine:
     def _place(self, prompts: Prompts) -> Prompts:
         placed = jax.tree.map(lambda leaf: batching.place(leaf, self.mesh), prompts.replace(positions=None))
         return placed.replace(positions=batching.place(prompts.positions, self.mesh, axis=1))
+
+
+def check_sides(height: int, width: int, decoder: Any, vae: Any) -> None:
+    """Raises `ValueError` on a size that decoder and VAE, of these sizes, cannot paint."""
+    unit = vae.downsampling * decoder.patch_size
+    most = decoder.pos_embed_max_size * unit
+    for side in (height, width):
+        if side < unit or side % unit or side > most:
+            raise ValueError(f"size is {height}x{width}, wanted sides in multiples of {unit} up to {most}")
 
 
 def new_token_slots(settings: CaptionSettings) -> int:

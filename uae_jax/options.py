@@ -56,7 +56,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="to compute in (default: float32 on CPU, bfloat16 elsewhere)",
     )
-    group.add_argument("--memory-gb", type=float, default=8.0, help="for one batch, beside the weights (default: 8)")
+    group.add_argument(
+        "--memory-gb", type=_positive, default=8.0, help="for one batch, beside the weights (default: 8)"
+    )
     group.add_argument("--seed", type=int, default=0, help="of everything random (default: 0)")
 
 
@@ -110,6 +112,12 @@ def add_painting(parser: argparse.ArgumentParser, output: bool = True, force: bo
         choices=("current", "base"),
         help="read the prompt with the encoder's adapter or without (default: current)",
     )
+
+
+def _positive(text: str) -> float:
+    if not 0 < (value := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"is {text}, wanted a number above 0")
+    return value
 
 
 def _named_path(text: str) -> tuple[str, str]:

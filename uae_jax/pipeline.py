@@ -12,7 +12,8 @@ Every item has a PRNG key of its own, made of the seed and its number, so it doe
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,12 +25,12 @@ from PIL import Image
 from uae_jax import batching
 from uae_jax.batching import ItemKeys
 from uae_jax.data.images import open_image
-from uae_jax.data.prompts import PromptBuilder, bucket
+from uae_jax.data.prompts import PromptBuilder, bucket, check_tokenizer
 from uae_jax.defaults import Defaults, given
 from uae_jax.engine import INTERFACES, Answers, CaptionSettings, Engine, PaintSettings, new_token_slots
 from uae_jax.models.runtime import Runtime
 from uae_jax.rewards.scorers import Scorer
-from uae_jax.weights import checkpoint, transfer, uae
+from uae_jax.weights import checkpoint, pretrained, transfer, uae
 from uae_jax.weights.uae import UAEWeights
 
 MAX_PIXELS = 65_536  # of an image that the encoder reads, unless its own limit is lower; the published model's setting
@@ -133,6 +134,7 @@ class UAE:
         root = checkpoint.resolve(name_or_path)
         if scorers is None:
             scorers = {folder.name: folder for folder in sorted((root / uae.SCORERS).glob("*")) if folder.is_dir()}
+        _look_for(root, scorers.values(), processor)
         with jax.default_device(jax.local_devices(backend="cpu")[0]) if staged else contextlib.nullcontext():
             weights = uae.load(root, dtype=jnp.dtype(dtype), mesh=mesh, progress=progress)
         weights = uae.on_host(weights) if staged else weights
@@ -417,6 +419,20 @@ class UAE:
         shape, guided = engine.latent_shape(settings), settings.negative is not None
         need = batching.paint_bytes(engine.decoder.config, engine.vae.config, shape, guided, flash)
         return batching.rows_within(self.memory, need)
+
+
+def _look_for(root: Path, scorers: Iterable[str | os.PathLike], processor: str | os.PathLike | None) -> None:
+    """Raises what loading would of what is not there, before weights are read: model, tokenizer, scorers."""
+    uae.look_for(root)
+    if processor is None:
+        prefix = f"{uae.LLM}/"
+        names = [name.removeprefix(prefix) for name in uae.read_files(root) if name.startswith(prefix)]
+        check_tokenizer(root / uae.LLM, names)
+    else:
+        folder = checkpoint.resolve(processor)
+        check_tokenizer(folder, [file.name for file in folder.iterdir()])
+    for scorer in scorers:
+        pretrained.read_config(scorer)
 
 
 def _opened(images: Any) -> list[Image.Image]:

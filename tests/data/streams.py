@@ -20,7 +20,10 @@ class Numbers:
 
     def __getitem__(self, index):
         time.sleep(self.delay)
-        return Record(f"{self.name}:{index}", captions={"text": str(index)}, arrays={"number": np.int32(index)})
+        return Record(self.id(index), captions={"text": str(index)}, arrays={"number": np.int32(index)})
+
+    def id(self, index):
+        return f"{self.name}:{index}"
 
 
 class Pictures:

@@ -136,9 +136,24 @@ class Listed:
     def __getitem__(self, index):
         return self.records[index]
 
+    def id(self, index):
+        return f"listed:{index}"
+
 
 def picture(width, height):
     return np.full((height, width, 3), 90, np.uint8)
+
+
+def test_the_first_of_each_kind_says_what_is_wrong_and_lines_count_from_1(tmp_path):
+    (tmp_path / "t.jsonl").write_text(
+        '{"image": "a.png", "caption": "x"}\n{broken\n{"image": "b.png", "caption": "y"}\n'
+    )
+    result = inspect(open_source(SourceConfig(str(tmp_path / "t.jsonl"))))
+    assert result.reasons["image missing"] == f"t.jsonl:1: {tmp_path}/a.png: no such file"
+    assert result.reasons["record json"].startswith("t.jsonl:2: not JSON")
+    assert result.tally.skipped["record json"].first == ["t.jsonl:2"]
+    assert result.tally.skipped["image missing"].first == ["t.jsonl:1", "t.jsonl:3"]
+    assert f"image missing: t.jsonl:1: {tmp_path}/a.png: no such file" in to_text(result)
 
 
 def test_sizes_and_lengths():

@@ -14,6 +14,7 @@ from uae_jax.data.images import ImageLimits
 from uae_jax.data.order import Order
 from uae_jax.data.reading import Reader, draw_caption
 from uae_jax.data.records import Record
+from uae_jax.data.sources import open_source
 from uae_jax.data.validity import CaptionError
 
 
@@ -30,6 +31,9 @@ class Records:
 
     def __getitem__(self, index):
         return self.records[index]
+
+    def id(self, index):
+        return f"given:{index}"
 
 
 def reader(source, seed=0, captions=(), weights=(), **config):
@@ -124,6 +128,13 @@ def test_conversions_are_told():
     grey16.save(buffer, "PNG")
     read = reader(Records(Record("deep", buffer.getvalue(), {"text": "x"})))(0)
     assert read.sample is not None and read.conversions == ("16-bit",)
+
+
+def test_a_line_that_cannot_be_read_goes_by_its_number_in_the_file(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"caption": "x"}\n\n{broken\n')
+    source = open_source(SourceConfig(str(tmp_path / "t.jsonl"), image=""))
+    read = reader(source, resolution=0)
+    assert [read(position).id for position in (0, 1)] == ["t.jsonl:1", "t.jsonl:3"]
 
 
 def test_bad_records_are_told_apart():

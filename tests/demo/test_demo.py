@@ -15,6 +15,7 @@ pytest.importorskip("matplotlib")
 from tests import quickly
 from tests.notebooks.running import NOTEBOOKS, runs_as_committed
 from tests.tiny.embedded import needed
+from uae_jax import cli
 from uae_jax.demo import command
 from uae_jax.training import configure
 
@@ -29,6 +30,13 @@ def test_its_config_is_the_four_stages_each_from_the_last():
         {s.scenes.seed for _, e in experiments for s in getattr(e, which).sources} for which in ("data", "validation")
     )
     assert not trained & looked_at
+
+
+@pytest.mark.parametrize("scenes", ["0", "-3"])
+def test_no_scenes_to_measure_on_are_refused_at_once(scenes, tmp_path, capsys):
+    assert cli.main(["demo", "--scenes", scenes, "--workdir", str(tmp_path / "run")]) == 1
+    assert f"--scenes is {scenes}, wanted at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_table_has_a_line_for_each_model():

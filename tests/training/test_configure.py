@@ -169,6 +169,12 @@ def test_items_of_lists_can_be_set(write):
     assert experiment.data.sources[0].scenes == ScenesConfig(count=9, seed=5)
 
 
+def test_a_path_in_the_place_of_scenes_wants_another_kind_too(write):
+    given = ("--config.data.sources[0].path=photos", "--config.data.sources[0].kind=auto")
+    assert load(write(ONE), *given).data.sources[0].path == "photos"
+    assert load(write(ONE), "--config.data.sources[0].path=scenes").data.sources[0].kind == "scenes"
+
+
 def test_a_part_that_is_none_in_the_file_can_be_filled(write):
     overrides = ["--config.validation.resolution=32", "--config.validation.sources=[{'kind': 'scenes'}]"]
     assert load(write(ONE), *overrides).validation.resolution == 32
@@ -207,6 +213,10 @@ REFUSED = [
     ("mesh.tensor=0", "config.mesh.tensor: is 0, wanted at least 1, or -1"),
     ("data.sources=()", "config.data.sources: is empty"),
     ("data.sources[1].path=", "config.data.sources[1].path: is empty"),
+    (
+        "data.sources[0].path=photos",
+        'data.sources[0].kind is "scenes", which reads no files; set data.sources[0].kind=auto',
+    ),
     ("data.sources[1].weight=0", "config.data.sources[1].weight: is 0.0, wanted more than 0"),
     ("data.sources[1].caption_weights=1,2", "caption_weights: holds 2, wanted one for each of 1 captions"),
     ("data.sources[0].scenes.objects=1,2", "objects: is (1.0, 2.0), wanted 6 frequencies"),
@@ -272,6 +282,15 @@ def test_a_missing_file_is_refused_with_the_nearest(write):
         load_config(file.replace("autoencoder", "autoenocder"))
     with pytest.raises(ConfigError, match=r"no such config file$"):
         load_config("/nowhere/at/all.py")
+
+
+def test_what_is_no_python_file_is_refused(write, tmp_path):
+    write(ONE, "b.py")
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/c.json: wanted a .py file with get_config")):
+        load_config(write("{}", "c.json"))
+    write(ONE, "a.py")
+    with pytest.raises(ConfigError, match=r"a folder, wanted a \.py file with get_config; in it: a\.py, b\.py"):
+        load_config(str(tmp_path))
 
 
 def test_an_argument_reaches_the_file(write):

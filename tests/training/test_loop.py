@@ -149,6 +149,35 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     assert (tmp_path / "config.json").read_text() == before
 
 
+def test_a_start_that_failed_leaves_the_folder_free(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(toy.Toy, "load", None)
+        loop.train(experiment(steps=3, settings=toy.Settings(noise=0.2)), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["noise"] == 0.2
+    loop.train(experiment(steps=3), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["settings"]["noise"] == 0.1
+    assert "goes on with other settings" not in capsys.readouterr().err
+
+
+def test_a_stage_that_failed_to_start_may_begin_from_another_result(tmp_path, monkeypatch):
+    stages = lambda first: [  # noqa: E731
+        ("first", experiment(steps=first)),
+        ("second", experiment(steps=3, settings=toy.Settings(model="previous"))),
+    ]
+
+    def fails(self, mesh):
+        if self.settings.model:
+            raise ValueError("no")
+        return load(self, mesh)
+
+    load = toy.Toy.load
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="no"):
+        patch.setattr(toy.Toy, "load", fails)
+        loop.train_stages(stages(3), tmp_path)
+    assert (tmp_path / "2_second/began_from.json").exists()
+    loop.train_stages(stages(5), tmp_path)
+
+
 def test_a_run_may_go_on_at_another_rate_and_says_so(tmp_path, capsys):
     loop.train(experiment(steps=3), tmp_path)
     slower = OptimiserConfig(learning_rate=0.01, warmup=2)

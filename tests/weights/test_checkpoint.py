@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -206,10 +207,28 @@ def test_a_repository_is_found_in_the_cache_without_a_network(tmp_path, monkeypa
 
 def test_a_name_that_is_nowhere_says_what_was_tried(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name in ("nobody/nothing", "/no/such/folder", "~/no/such/folder"):
-        with pytest.raises(WeightsError, match="no such folder, and not to be had from the Hugging Face hub") as caught:
-            resolve(name, offline=True)
-        assert str(caught.value).startswith(name) and str(caught.value).isprintable()
+    with pytest.raises(WeightsError, match="no such folder, and not to be had from the Hugging Face hub") as caught:
+        resolve("nobody/nothing", offline=True)
+    assert str(caught.value).startswith("nobody/nothing") and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("/no/such/folder", "correct the path"),
+        ("~/no/such/folder", "correct the path"),
+        ("./nobody/nothing", "correct the path"),
+        ("nothing", "correct the path"),
+        (Path("nobody/nothing"), "correct the path"),
+        ("models/UAE", "`hf download OWNER/NAME --local-dir models/UAE`"),
+        ("runs/captioner/model", "`uae train --workdir runs/captioner` leaves one there"),
+    ],
+)
+def test_a_folder_that_is_not_there_is_not_looked_for_on_the_hub(name, remedy, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
+    with pytest.raises(WeightsError, match=f"^{name}: no such folder, wanted a UAE checkpoint") as caught:
+        resolve(name)
+    assert remedy in str(caught.value)
 
 
 def test_unknown_architectures_are_refused_by_name(tmp_path, monkeypatch):

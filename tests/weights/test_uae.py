@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -167,3 +168,21 @@ def test_no_command_and_bad_usage_exit_with_2(capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(["convert"])
     assert exit_.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("made", "named", "message"),
+    [
+        (("a/llm_model", "a/dit"), "a", "a: no UAE checkpoint: SD3 is not in it; download or copy it again"),
+        (("a/llm_model",), "a", "a: no UAE checkpoint: dit, SD3 are not in it; download or copy it again"),
+        (("a/b/llm_model", "a/b/dit", "a/b/SD3"), "a", "a/b is one: name that"),
+        (("a/b/llm_model", "a/b/dit", "a/b/SD3"), "a/b/dit", "a/b is one: name that"),
+        (("a/b",), "a", "wanted llm_model, dit and SD3 (and maybe llm_lora, dit_lora), or uae.json"),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint_says_what_it_lacks_and_where_one_is(made, named, message, tmp_path):
+    for name in made:
+        (tmp_path / name).mkdir(parents=True)
+    for look in (uae.look_for, uae.load):
+        with pytest.raises(WeightsError, match=re.escape(message)):
+            look(tmp_path / named)

@@ -8,6 +8,9 @@ from uae_jax.data.images import ImageLimits
 Kind = Literal["auto", "folder", "table", "webdataset", "arrayrecord", "tfds", "huggingface", "scenes"]
 
 
+MISSING = "???"  # the path of a source that a config leaves to who runs it; one may plan without, and not read
+
+
 @dataclasses.dataclass(frozen=True)
 class ScenesConfig:
     """Which part of the synthetic scene world.

@@ -51,6 +51,7 @@ class Inspection:
         "image", "caption" or "record".
       sizes: (width, height) of the usable images.
       fields: caption field -> lengths.
+      reasons: kind of bad records -> what is wrong with the first of them.
       cards: some of the usable records, evenly spread.
     """
 
@@ -59,6 +60,7 @@ class Inspection:
     tally: Tally = dataclasses.field(default_factory=Tally)
     sizes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     fields: dict[str, Lengths] = dataclasses.field(default_factory=dict)
+    reasons: dict[str, str] = dataclasses.field(default_factory=dict)
     cards: list[Card] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -76,6 +78,7 @@ class Inspection:
             },
             "captions": {name: _lengths_json(lengths) for name, lengths in self.fields.items()},
             "tally": self.tally.to_json(),
+            "reasons": self.reasons,
         }
 
 
@@ -124,7 +127,7 @@ def _inspect_one(
     count_tokens: CountTokens | None,
     limits: ImageLimits,
 ) -> None:
-    id, notes, image = f"{source.name}:{index}", [], None
+    id, notes, image = "", [], None
     try:
         record = source[index]
         id = record.id
@@ -134,7 +137,9 @@ def _inspect_one(
         captions = list(_usable(record, result.fields, count_tokens))
     except (ImageError, RecordError) as error:
         what = "image" if isinstance(error, ImageError) else "caption" if isinstance(error, CaptionError) else "record"
-        result.tally.skip(id, f"{what} {error.kind}")
+        kind, id = f"{what} {error.kind}", id or source.id(index)
+        result.tally.skip(id, kind)
+        result.reasons.setdefault(kind, str(error) if str(error).startswith(id) else f"{id}: {error}")
         return
     result.tally.use(id, notes)
     if shown and image is not None:
@@ -232,6 +237,8 @@ def to_text(result: Inspection) -> str:
                 lines += [f"{unit}, {_summary_line(values)}", *bars(histogram(values, LENGTHS))]
     if tally.skipped or tally.converted:
         lines += ["", tally.table()]
+    if result.reasons:
+        lines += ["", "the first of each kind", *(f"  {kind}: {why}" for kind, why in result.reasons.items())]
     return "\n".join(lines)
 
 

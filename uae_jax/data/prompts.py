@@ -5,7 +5,7 @@ one out, it is tokenised apart, character by character if need be.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,15 @@ class Buckets:
 
     tokens: int = 64
     patches: int = 256
+
+
+def check_tokenizer(folder: Path, names: Collection[str]) -> None:
+    """Raises `ValueError` where a folder of files of these names has no tokenizer; says where to get one."""
+    if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= set(names):
+        raise ValueError(
+            f"{folder}: no tokenizer.json in it (nor vocab.json with merges.txt); give the base model as processor "
+            f"(--processor), e.g. Qwen/Qwen2.5-VL-3B-Instruct"
+        )
 
 
 class PromptBuilder:
@@ -103,12 +112,7 @@ class PromptBuilder:
 
         import transformers
 
-        there = {name: (folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "merges.txt")}
-        if not there["tokenizer.json"] and not (there["vocab.json"] and there["merges.txt"]):
-            raise ValueError(
-                f"{folder.name}: no tokenizer.json in it (nor vocab.json with merges.txt); "
-                f"give the base model as processor, e.g. Qwen/Qwen2.5-VL-3B-Instruct"
-            )
+        check_tokenizer(folder, [file.name for file in folder.iterdir()])
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         if not tokenizer.chat_template and (folder / "chat_template.json").is_file():  # where older folders keep it
             tokenizer.chat_template = json.loads((folder / "chat_template.json").read_text())["chat_template"]

@@ -72,7 +72,7 @@ class Reader:
         """Reads one record. Whatever is wrong with the record itself is told, not raised."""
         number, index = self.order[position]
         source = self.sources[number]
-        id = f"{source.name}:{index}"
+        id = ""
         conversions: list[str] = []
         try:
             record = source[index]
@@ -83,7 +83,7 @@ class Reader:
                 field, caption = draw_caption(record.captions, self.settings[number], rng)
             image, bucket = self._image(record, rng, conversions) if self.shapes else (None, 0)
         except BAD_RECORD as error:
-            return Read(position, id, kind=error.kind, message=str(error))
+            return Read(position, id or source.id(index), kind=error.kind, message=str(error))
         except Exception as error:
             error.add_note(f"while reading record {index} of {source.name}")
             raise

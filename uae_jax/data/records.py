@@ -33,6 +33,10 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
+    def id(self, index: int) -> str:
+        """Names a record that cannot be read, as `Record.id` would: by its line where it is one."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Sample:

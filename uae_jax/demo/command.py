@@ -42,6 +42,8 @@ LEGEND = (
 
 def demo(args: argparse.Namespace) -> int:
     """Runs everything that is not done yet in the working directory."""
+    if args.scenes < 1:
+        raise ValueError(f"--scenes is {args.scenes}, wanted at least 1 to measure on")
     workdir = Path(args.workdir).expanduser()
     experiments = configure.load_config(str(CONFIG), args.overrides)
     with compiled_once(workdir / "compile_cache"):

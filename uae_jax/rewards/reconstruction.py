@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from uae_jax.rewards import custom
 from uae_jax.rewards.custom import RewardFunction
 from uae_jax.rewards.scorers import Scorer
-from uae_jax.weights import checkpoint, uae
+from uae_jax.weights import checkpoint, errors, pretrained, uae
 
 Array = jax.Array
 LOW, HIGH = -1.0, 1.0  # of every part: cosines, and what a function of the user's may return
@@ -174,6 +174,14 @@ def check_parts(parts: Sequence[RewardPart]) -> None:
     for part in parts:
         if part.function:
             custom.find(part.function)
+
+
+def look_for(parts: Sequence[RewardPart]) -> None:
+    """Raises `WeightsError` where `Judges.load` will find no scorer; reads no weights."""
+    for part in parts:
+        if not part.function:
+            with errors.named(f"reward {part.name!r}"):
+                pretrained.read_config(scorer_folder(part))
 
 
 def scorer_folder(part: RewardPart) -> str:

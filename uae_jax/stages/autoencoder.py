@@ -87,6 +87,9 @@ class Autoencoder(Stage):
         self.runtime = models.runtime(settings.dtype, settings.remat)
         self.model: Pretrained | None = None
 
+    def look_for_models(self) -> None:
+        models.look_for(self.settings.model)
+
     def load(self, mesh: Mesh) -> Parts:
         self.model = models.open_start(self.settings.model, SIZES, self.seed, mesh).model
         params, self.model.params = self.model.params, None  # the loop's from here on

@@ -91,6 +91,10 @@ class Stage(abc.ABC):
         self.settings = settings
         self.seed = seed
 
+    def look_for_models(self) -> None:
+        """Raises what `load` would of models that are not there; reads no weights. Comes before anything is built."""
+        return
+
     @abc.abstractmethod
     def load(self, mesh: Mesh) -> Parts:
         """Loads or initialises everything, straight into its shards. Called once, before any other method below."""

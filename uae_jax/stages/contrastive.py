@@ -93,6 +93,10 @@ class Contrastive(Stage):
         self.runtime = models.runtime(settings.dtype, settings.remat)
         self.model: Pretrained | None = None
 
+    def look_for_models(self) -> None:
+        models.look_for(self.settings.model)
+        clip_text.tokenizer_folder(self.settings.tokenizer, None)
+
     def load(self, mesh: Mesh) -> Parts:
         start = models.open_start(self.settings.model, SIZES, self.seed, mesh)
         self.model = start.model

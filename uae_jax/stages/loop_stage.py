@@ -138,6 +138,10 @@ class LoopStage(Stage):
         self.parts = UAEParts(settings.model)
         uae_models.check_parts(self.parts)
 
+    def look_for_models(self) -> None:
+        uae_models.look_for(self.parts)
+        reconstruction.look_for(self.settings.reward)
+
     def load(self, mesh: Mesh) -> Parts:
         settings = self.settings
         self.mesh = mesh

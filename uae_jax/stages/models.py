@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from uae_jax.models.runtime import Runtime
-from uae_jax.weights import checkpoint, shapes_only
+from uae_jax.weights import checkpoint, errors, pretrained, shapes_only
 from uae_jax.weights.architecture import Architecture, Pretrained
 from uae_jax.weights.new import NEW, new_model
-from uae_jax.weights.pretrained import load_pretrained
 
 Sizes = Mapping[str, tuple[Architecture, Callable[[], Any]]]
 
@@ -44,6 +43,13 @@ def check_name(name: str, sizes: Sizes) -> None:
         raise ValueError(f"model is {name!r}, the nearest there is {NEW + near!r}; all: {_listed(sizes)}, or a folder")
 
 
+def look_for(name: str) -> None:
+    """Raises `WeightsError` where `open_start` will find no folder, or none with a model in it."""
+    if not name.startswith(NEW):
+        with errors.named("settings.model"):
+            pretrained.read_config(name)
+
+
 def open_start(name: str, sizes: Sizes, seed: int, mesh: Mesh) -> Start:
     """Initialises or loads a model in float32, straight into its shards.
 
@@ -61,7 +67,7 @@ def open_start(name: str, sizes: Sizes, seed: int, mesh: Mesh) -> Start:
     if name.startswith(NEW):
         architecture, config = sizes[name.removeprefix(NEW)]
         return Start(new_model(architecture, config(), seed, mesh=mesh), None)
-    model = load_pretrained(name, dtype=jnp.float32, mesh=mesh)
+    model = pretrained.load_pretrained(name, dtype=jnp.float32, mesh=mesh)
     wanted = sorted({architecture.name for architecture, _ in sizes.values()})
     if model.architecture.name not in wanted:
         raise ValueError(f"{name}: holds a {model.architecture.name}, wanted one of {', '.join(wanted)}")

@@ -50,6 +50,9 @@ class Pretrain(Stage):
         self.parts = UAEParts(settings.model, settings.encoder_from, settings.decoder_from, settings.vae_from)
         uae_models.check_parts(self.parts)
 
+    def look_for_models(self) -> None:
+        uae_models.look_for(self.parts)
+
     def load(self, mesh: Mesh) -> Parts:
         settings = self.settings
         self.mesh = mesh

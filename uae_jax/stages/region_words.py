@@ -75,6 +75,9 @@ class RegionWords(Stage):
         self.parts = UAEParts(settings.model)
         uae_models.check_parts(self.parts)
 
+    def look_for_models(self) -> None:
+        uae_models.look_for(self.parts)
+
     def load(self, mesh: Mesh) -> Parts:
         settings = self.settings
         self.mesh = mesh

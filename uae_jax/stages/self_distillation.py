@@ -116,6 +116,9 @@ class SelfDistillation(Stage):
         self.runtime = models.runtime(settings.dtype, settings.remat)
         self.model: Pretrained | None = None
 
+    def look_for_models(self) -> None:
+        models.look_for(self.settings.model)
+
     def load(self, mesh: Mesh) -> Parts:
         start = models.open_start(self.settings.model, SIZES, self.seed, mesh)
         self.model, config = start.model, start.model.config

@@ -13,8 +13,7 @@ from jax.sharding import Mesh
 from uae_jax.data.prompts import PromptBuilder
 from uae_jax.engine import Engine
 from uae_jax.models.runtime import Runtime
-from uae_jax.weights import new, uae
-from uae_jax.weights.pretrained import load_pretrained
+from uae_jax.weights import errors, new, pretrained, uae
 from uae_jax.weights.uae import UAEWeights
 
 _ENCODER_PARTS = ("encoder", "encoder_lora")
@@ -49,6 +48,18 @@ def check_parts(parts: UAEParts) -> None:
         )
 
 
+def look_for(parts: UAEParts) -> None:
+    """Raises `WeightsError` where `open_uae` will find no folder, or one of another kind; names the setting."""
+    settings = {"model": parts.model, "encoder_from": parts.encoder, "decoder_from": parts.decoder}
+    for setting, name in settings.items():
+        if name and not name.startswith(new.NEW):
+            with errors.named(f"settings.{setting}"):
+                uae.look_for(name)
+    if parts.vae:
+        with errors.named("settings.vae_from"):
+            pretrained.read_config(parts.vae)
+
+
 def open_uae(parts: UAEParts, seed: int, mesh: Mesh | None = None) -> UAEWeights:
     """Initialises or loads a model in the dtypes of its files, straight into its shards.
 
@@ -67,7 +78,7 @@ def open_uae(parts: UAEParts, seed: int, mesh: Mesh | None = None) -> UAEWeights
         other = new.open_uae(parts.decoder, seed=seed, mesh=mesh)
         weights = dataclasses.replace(weights, **{part: getattr(other, part) for part in _DECODER_PARTS})
     if parts.vae:
-        weights = dataclasses.replace(weights, vae=load_pretrained(parts.vae, mesh=mesh))
+        weights = dataclasses.replace(weights, vae=pretrained.load_pretrained(parts.vae, mesh=mesh))
     check_fit(weights)
     return weights
 

@@ -83,6 +83,11 @@ def _source(where: str, source: SourceConfig) -> Iterator[str]:
         yield f"{where}.weight: is {source.weight!r}, wanted more than 0"
     if not source.path and source.kind != "scenes":
         yield f'{where}.path: is empty, wanted a folder, file or dataset (only kind "scenes" has none)'
+    if source.kind == "scenes" and source.path not in ("", "scenes"):
+        yield (
+            f'{where}.path: is {source.path!r}, but {where}.kind is "scenes", which reads no files; '
+            f"set {where}.kind=auto, too, or give a file of configs/ your own data, FILE:data={source.path}"
+        )
     if source.caption_weights and len(source.caption_weights) != len(source.captions):
         yield (
             f"{where}.caption_weights: holds {len(source.caption_weights)}, "

@@ -57,6 +57,11 @@ def constants(file: str) -> dict[str, Any]:
 def _split(file: str) -> tuple[Path, str | None]:
     path, arg = re.fullmatch(r"(.*?\.py|[^:]*)(?::(.*))?", file, re.DOTALL).groups()
     path = Path(path).expanduser()
+    if path.is_dir():
+        files = ", ".join(sorted(file.name for file in path.glob("*.py"))) or "none"
+        raise ConfigError(f"{path}: a folder, wanted a .py file with get_config; in it: {files}")
+    if path.is_file() and path.suffix != ".py":
+        raise ConfigError(f"{path}: wanted a .py file with get_config")
     if not path.is_file():
         files = sorted(str(other) for other in path.parent.glob("*.py")) if path.parent.is_dir() else []
         near = f"; the nearest there is {plain.nearest(str(path), files)}" if files else ""

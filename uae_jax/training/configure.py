@@ -28,7 +28,7 @@ def load_config(file: str, overrides: Sequence[str] = ()) -> list[tuple[str, Exp
     Args:
       file: "path.py" or "path.py:arg"; the part after the colon is given to `get_config`.
       overrides: "--config.a.b=value" each; any field may be set, whether or not the file mentions it, items of lists
-        as in "--config.data.sources[0].path=photos".
+        as in "--config.data.sources[0].weight=2".
 
     Returns:
       name and experiment of each stage, in the order in which they run; a single one is named by its stage.

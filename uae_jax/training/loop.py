@@ -22,7 +22,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uae_jax import paths
-from uae_jax.data.loader import Loader
 from uae_jax.errors import RunError
 from uae_jax.parallel import global_arrays, processes
 from uae_jax.parallel.mesh import make_mesh
@@ -33,6 +32,7 @@ from uae_jax.training.checkpoints import CheckpointStore
 from uae_jax.training.compilations import Compilations
 from uae_jax.training.config import Experiment
 from uae_jax.training.feed import Fed, Feed
+from uae_jax.training.inputs import Inputs, open_inputs
 from uae_jax.training.metrics import Averages, MetricsWriter, Reading
 from uae_jax.training.nonfinite import BadSteps
 from uae_jax.training.optimisers import make_optimiser, schedule
@@ -134,11 +134,13 @@ def train(
     if experiment.profile_steps and paths.is_remote(workdir):
         raise ValueError(f"{workdir}: profile_steps={experiment.profile_steps}, but profiles go to local workdirs only")
     check_batch(experiment, mesh, stage.updates)
+    done = results.finished(workdir)
+    inputs = open_inputs(experiment, stage, mesh) if done is None or done < experiment.steps else None
     changed = remember(recorded or experiment, workdir)
     results.begin(workdir, began)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(mesh))
-        run = stack.enter_context(Run(experiment, stage, mesh, workdir, name or experiment.stage, quiet))
+        run = stack.enter_context(Run(experiment, stage, mesh, workdir, name or experiment.stage, quiet, inputs))
         if changed:
             run.progress.note(f"{run.name}: goes on with other settings: {'; '.join(changed)}")
         result = run.to_the_end()
@@ -160,7 +162,7 @@ def check_batch(experiment: Experiment, mesh: Mesh, updates: int = 1) -> None:
 
 
 def remember(experiment: Experiment, workdir: Path) -> list[str]:
-    """Writes what the run is into its folder; refuses a folder of another run.
+    """Writes what the run is into its folder; refuses a folder of another run, if that has left anything in it.
 
     Returns:
       what has changed since, of what may; on the main process.
@@ -180,7 +182,7 @@ def _remember(experiment: Experiment, file: Path) -> list[str]:
     changed = []
     with paths.os_errors(file):
         before = json.loads(file.read_text()) if file.exists() else None
-    if before is not None:
+    if before is not None and results.begun(file.parent):
         changed = configure.differences(_completed(before), configure.to_json(experiment))
         bound = [line for line in changed if not line.split(":")[0].startswith(_FREE)]
         if bound:
@@ -210,9 +212,19 @@ _FREE += ("profile_steps", "data.workers", "data.buffer", "data.max_bad_fraction
 class Run:
     """One stage under way: what lives as long as it does."""
 
-    def __init__(self, experiment: Experiment, stage: Stage, mesh: Mesh, workdir: Path, name: str, quiet: bool):
+    def __init__(
+        self,
+        experiment: Experiment,
+        stage: Stage,
+        mesh: Mesh,
+        workdir: Path,
+        name: str,
+        quiet: bool,
+        inputs: Inputs | None,
+    ):
+        """Keeps what it is given; `inputs` are None where no step is left to do."""
         self.experiment, self.stage, self.mesh, self.workdir = experiment, stage, mesh, workdir
-        self.name, self.quiet = name, quiet
+        self.name, self.quiet, self.inputs = name, quiet, inputs
         self.stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Run":
@@ -240,7 +252,6 @@ class Run:
             )
             stack.callback(self.writer.close)
             self.averages = Averages()
-            self.validation = self._validation_batches() if experiment.validation is not None else []
             self.stack = stack.pop_all()
         return self
 
@@ -291,6 +302,7 @@ class Run:
 
     def _steps(self, start: int) -> None:
         experiment = self.experiment
+        self.validation = self._validation_batches()
         steps = experiment.profile_steps if processes.is_main() else 0
         profiler = Profiler(self.workdir, start, steps)
         with contextlib.closing(self._feed()) as feed, contextlib.closing(profiler):
@@ -317,12 +329,9 @@ class Run:
                     raise Stopped(f"{self.name}: stopped at step {number}, saved; the same command goes on from there")
 
     def _feed(self) -> Feed:
-        size = self.experiment.batch_size
-        rows = global_arrays.rows_here(self.mesh, size)
-        loader = Loader(self.experiment.data, size, self.experiment.seed, rows=rows)
         if self.data_states:
-            loader.set_state(*self.data_states)
-        return Feed(loader, self.stage.collate, self.mesh)
+            self.inputs.data.set_state(*self.data_states)
+        return Feed(self.inputs.data, self.stage.collate, self.mesh)
 
     def _read_metrics(self, number: int, feed: Feed, rows: Sequence[int]) -> None:
         """The host waits for the device here and nowhere else in a run of steps."""
@@ -377,10 +386,11 @@ class Run:
 
     def _validation_batches(self) -> list[Fed]:
         """The batches of every evaluation: always the same. Every process reads them as a whole, for the pictures."""
-        experiment = self.experiment
-        loader = Loader(experiment.validation, experiment.batch_size, experiment.seed)
+        loader = self.inputs.validation
+        if loader is None:
+            return []
         with contextlib.closing(Feed(loader, self.stage.collate, self.mesh, keep_samples=True)) as feed:
-            return [next(feed) for _ in range(experiment.evaluation_batches)]
+            return [next(feed) for _ in range(self.experiment.evaluation_batches)]
 
     def _save(self, number: int) -> None:
         self.writer.flush()

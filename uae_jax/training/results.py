@@ -11,6 +11,7 @@ from pathlib import Path
 
 from uae_jax import paths
 from uae_jax.parallel import processes
+from uae_jax.training import metrics
 
 MODEL = "model"
 _FINISHED = "finished.json"
@@ -30,11 +31,19 @@ def finished(workdir: Path) -> int | None:
     return None if record is None else int(record["step"])
 
 
+def begun(workdir: Path) -> bool:
+    """Whether there is anything of a run to lose: a checkpoint, a reading or a result. If not, the folder is free."""
+    with paths.os_errors(workdir):
+        checkpoints = workdir / "checkpoints"
+        saved = checkpoints.is_dir() and any(checkpoints.glob("[0-9]*"))
+        return saved or (workdir / MODEL).exists() or bool(metrics.read_history(workdir))
+
+
 def begin(workdir: Path, results: Mapping[str, Path]) -> None:
     """Remembers which results a stage begins from; refuses to go on from others than it began from.
 
     A run of several stages may be made longer at one of them. What follows was trained on that one's earlier result:
-    its adapter and moments fit no other. All processes at once.
+    its adapter and moments fit no other. What has not begun may begin from any. All processes at once.
 
     Args:
       workdir: of the stage.
@@ -44,7 +53,7 @@ def begin(workdir: Path, results: Mapping[str, Path]) -> None:
       ValueError: if one of them is of another step now.
     """
     now = {name: finished(folder) for name, folder in results.items()}
-    if (before := _read(workdir / _BEGAN_FROM)) is not None:
+    if (before := _read(workdir / _BEGAN_FROM)) is not None and begun(workdir):
         for name, step in now.items():
             if before.get(name, step) != step:
                 raise ValueError(

@@ -35,6 +35,7 @@ MARKERS = {
     "adapter_config.json": ("peft_type",),
 }
 EMBEDDED = Path(__file__).parent.parent / "assets"  # models that come with the package, by name
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _INDEX = ".safetensors.index.json"
 _DOWNLOADS = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 
@@ -46,8 +47,9 @@ def resolve(name_or_path: str | os.PathLike, *, subfolder: str = "", offline: bo
 
     What lies in a bucket, "gs://...", is copied to this machine, once; see `paths.fetch`.
 
-    The hub is reached through its cache. Only safetensors, JSON and tokenizer files are fetched. Without a network (or
-    with `HF_HUB_OFFLINE=1`) the cache alone serves.
+    A hub's name is OWNER/NAME; "runs/..." and "models/..." are folders. It is reached through its cache. Only
+    safetensors, JSON and tokenizer files are fetched. Without a network (or with `HF_HUB_OFFLINE=1`) the cache alone
+    serves.
 
     Args:
       name_or_path: a name as above (a `Path` is always a local one).
@@ -65,6 +67,8 @@ def resolve(name_or_path: str | os.PathLike, *, subfolder: str = "", offline: bo
         return path
     if embedded:
         raise WeightsError(f"{name_or_path}: not in the package; a local folder of that name is ./{name_or_path}")
+    if not _is_hub_name(name_or_path):
+        raise WeightsError(_nothing_at(name_or_path))
     import huggingface_hub
 
     patterns = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in _DOWNLOADS]
@@ -77,6 +81,23 @@ def resolve(name_or_path: str | os.PathLike, *, subfolder: str = "", offline: bo
             f"download it with `hf download {name_or_path}` or give a local path"
         ) from None
     return Path(found)
+
+
+def _is_hub_name(name: str | os.PathLike) -> bool:
+    """Whether a name is of the form OWNER/NAME, and not that of a folder where we and our guides put models."""
+    folders = (".", "~", "runs/", "models/")
+    return isinstance(name, str) and bool(_HUB_NAME.fullmatch(name)) and not name.startswith(folders)
+
+
+def _nothing_at(name: str | os.PathLike) -> str:
+    """What to do about a folder that is not there."""
+    path = Path(name)
+    wanted = "wanted a UAE checkpoint (llm_model, dit, SD3), or one model (config.json and .safetensors)"
+    if path.parts[:1] == ("runs",) and path.name == "model":
+        return f"{name}: no such folder, {wanted}; `uae train --workdir {path.parent}` leaves one there when it is done"
+    if path.parts[:1] == ("models",):
+        return f"{name}: no such folder, {wanted}; download one, `hf download OWNER/NAME --local-dir {name}`"
+    return f"{name}: no such folder, {wanted}; correct the path, or name a repository of the Hugging Face hub"
 
 
 def _fetched(path: str | os.PathLike, offline: bool) -> Path:

@@ -1,6 +1,7 @@
 """The one error of this package."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 _MOST = 50  # problems that one message lists
 _LONGEST = 10_000  # characters; a hostile file may carry a key of megabytes
@@ -22,3 +23,12 @@ def gathered(source: str, problems: Sequence[str]) -> WeightsError:
     """Makes one error of all that is wrong with a checkpoint."""
     shown = [*problems[:_MOST], f"and {len(problems) - _MOST} more"] if len(problems) > _MOST else problems
     return WeightsError(f"{source}: " + "; ".join(shown))
+
+
+@contextlib.contextmanager
+def named(setting: str) -> Iterator[None]:
+    """Names the setting that an error of what it names is due to: a default is a path that nobody typed."""
+    try:
+        yield
+    except WeightsError as error:
+        raise WeightsError(f"{setting}: {error}") from None

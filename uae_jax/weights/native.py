@@ -71,7 +71,7 @@ def load_native(
       WeightsError: if it is no native folder, or does not hold what its config says.
     """
     folder = Path(folder).expanduser().absolute()
-    architecture, config = _read_manifest(folder)
+    architecture, config = read_manifest(folder)
     abstract = architecture.abstract(config)
     path = folder / _PARAMS
     with _checkpointer() as checkpointer:
@@ -104,7 +104,8 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
 
-def _read_manifest(folder: Path) -> tuple[Architecture, Any]:
+def read_manifest(folder: Path) -> tuple[Architecture, Any]:
+    """What model a native folder holds, and its sizes; raises `WeightsError` where it does not say."""
     path = folder / NATIVE
     if not path.exists():
         if (folder / "config.json").exists():

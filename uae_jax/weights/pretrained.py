@@ -16,6 +16,22 @@ from uae_jax.weights import checkpoint, native, registry, shapes_only, transfer
 from uae_jax.weights.architecture import Architecture, Pretrained
 
 
+def read_config(name_or_path: str | os.PathLike) -> tuple[Architecture, Any]:
+    """What model a folder holds, and its sizes; no weights are looked at.
+
+    Raises:
+      WeightsError: if there is no such folder, or it does not say.
+    """
+    folder = checkpoint.resolve(name_or_path)
+    return native.read_manifest(folder) if (folder / checkpoint.NATIVE).exists() else _read_config(folder)
+
+
+def _read_config(folder: Path) -> tuple[Architecture, Any]:
+    config_json = checkpoint.read_json(folder / "config.json")
+    architecture = registry.find(registry.name_in(config_json, str(folder / "config.json")), str(folder))
+    return architecture, architecture.config_from_json(config_json)
+
+
 def load_pretrained(
     name_or_path: str | os.PathLike,
     *,
@@ -43,9 +59,7 @@ def load_pretrained(
     folder = checkpoint.resolve(name_or_path, subfolder=subfolder) / subfolder
     if (folder / checkpoint.NATIVE).exists():
         return native.load_native(folder, dtype=dtype, mesh=mesh, rules=rules, progress=progress)
-    config_json = checkpoint.read_json(folder / "config.json")
-    architecture = registry.find(registry.name_in(config_json, str(folder / "config.json")), str(folder))
-    config = architecture.config_from_json(config_json)
+    architecture, config = _read_config(folder)
     tensors = architecture.canonical(checkpoint.open_checkpoint(folder), config)
     return from_tensors(
         architecture, config, tensors, source=str(folder), dtype=dtype, mesh=mesh, rules=rules, progress=progress

@@ -92,6 +92,32 @@ def is_published(folder: Path) -> bool:
     return (folder / LLM).is_dir() and (folder / DIT).is_dir()
 
 
+def look_for(name_or_path: str | os.PathLike) -> None:
+    """Raises `WeightsError` where `load` will find no folder, or one of another layout."""
+    root = checkpoint.resolve(name_or_path)
+    if not (root / UAE_NATIVE).is_file():
+        _check_layout(root)
+
+
+def _check_layout(root: Path) -> None:
+    missing = [name for name in (LLM, DIT, SD3) if not (root / name).is_dir()]
+    if not missing:
+        return
+    near = [root.parent, *sorted(path for path in root.glob("*") if path.is_dir())] if root.is_dir() else []
+    found = next((path for path in near if is_published(path) or (path / UAE_NATIVE).is_file()), None)
+    if found is not None:
+        remedy = f"{found} is one: name that"
+    elif len(missing) < 3:
+        remedy = "download or copy it again"
+    else:
+        remedy = f"wanted {LLM}, {DIT} and {SD3} (and maybe {LLM_LORA}, {DIT_LORA}), or {UAE_NATIVE}"
+    raise WeightsError(f"{root}: no UAE checkpoint: {', '.join(missing)} {_are(missing)} not in it; {remedy}")
+
+
+def _are(names: list[str]) -> str:
+    return "is" if len(names) == 1 else "are"
+
+
 def load(
     name_or_path: str | os.PathLike,
     *,
@@ -117,11 +143,7 @@ def load(
     to = {"dtype": dtype, "progress": progress, **place}
     if (root / UAE_NATIVE).is_file():
         return _load_native(root, to, place)
-    if not is_published(root):
-        raise WeightsError(
-            f"{root}: no UAE checkpoint, wanted {UAE_NATIVE} or the folders {LLM}, {DIT} and {SD3} "
-            f"(and maybe {LLM_LORA}, {DIT_LORA}); a single model is loaded by load_pretrained"
-        )
+    _check_layout(root)
     encoder, head, encoder_lora = _load_encoder(root, to, place)
     decoder = pretrained.load_pretrained(root / DIT, **to)
     return UAEWeights(
@@ -133,6 +155,15 @@ def load(
         decoder_lora=_load_adapter(root / DIT_LORA, decoder, place) if (root / DIT_LORA).is_dir() else None,
         files=_read_files(root),
     )
+
+
+def read_sizes(name_or_path: str | os.PathLike) -> tuple[Any, Any]:
+    """The configs of a checkpoint's decoder and VAE; no weights are looked at. Raises as `look_for`."""
+    root = checkpoint.resolve(name_or_path)
+    look_for(root)
+    folders = ("decoder", "vae") if (root / UAE_NATIVE).is_file() else (DIT, f"{SD3}/vae")
+    decoder, vae = (pretrained.read_config(root / folder)[1] for folder in folders)
+    return decoder, vae
 
 
 def on_host(weights: UAEWeights) -> UAEWeights:

@@ -67,3 +67,11 @@ def test_files_of_no_kind_and_kinds_that_there_are_not(tmp_path):
         open_source(SourceConfig(path=str(tmp_path / "x.doc")))
     with pytest.raises(SourceError, match="kind is 'pickle', wanted one of auto, folder"):
         open_source(SourceConfig(path=str(tmp_path), kind="pickle"))
+
+
+def test_patterns_and_folders_in_the_place_of_a_table_are_told(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"image": "a.png"}\n')
+    with pytest.raises(SourceError, match=r"a\*\.jsonl: only \.tar shards go by a pattern; give each file as a source"):
+        open_source(SourceConfig(path=str(tmp_path / "a*.jsonl")))
+    with pytest.raises(SourceError, match=r'a folder, which kind "table" is not; wanted a file: \.jsonl'):
+        open_source(SourceConfig(path=str(tmp_path), kind="table"))

@@ -5,7 +5,7 @@ import os
 
 from etils import epath
 
-from uae_jax.data.config import SourceConfig
+from uae_jax.data.config import MISSING, SourceConfig
 from uae_jax.data.records import Source
 from uae_jax.data.sources.base import SourceError
 
@@ -21,6 +21,10 @@ def open_source(config: SourceConfig) -> Source:
     Raises:
       SourceError: if there is nothing, or something else, or a named column is missing; says what helps.
     """
+    if config.path == MISSING:
+        raise SourceError(
+            "no data is named: data=... is needed, as in --config configs/pretrain.py:size=full,data=photos"
+        )
     kind = detect_kind(config.path) if config.kind == "auto" else config.kind
     if config.path and "://" not in config.path:
         config = dataclasses.replace(config, path=os.path.expanduser(config.path))
@@ -45,6 +49,10 @@ def detect_kind(path: str) -> str:
     if path.startswith("tfds:"):
         return "tfds"
     suffix = os.path.splitext(path)[1].lower()
+    if any(c in path for c in "*?{") and suffix in (*_TABLES, *_ARRAY_RECORDS):
+        raise SourceError(
+            f"{path}: only .tar shards go by a pattern; give each file as a source, or join them into one"
+        )
     if suffix == ".tar" or any(c in path for c in "*?{"):
         return "webdataset"
     place = epath.Path(path).expanduser()
@@ -80,6 +88,8 @@ def _folder(config: SourceConfig) -> Source:
 
 
 def _table(config: SourceConfig) -> Source:
+    if os.path.isdir(config.path):
+        raise SourceError(f'{config.path}: a folder, which kind "table" is not; wanted a file: {", ".join(_TABLES)}')
     from uae_jax.data.sources.table import open_table
 
     return open_table(config)

@@ -58,11 +58,14 @@ class ArrayRecordSource:
 
     def __getitem__(self, index: int) -> Record:
         index = check_index(index, len(self), self.name)
-        record = decode(self._data[index], f"{Path(self.name).name}:{index}")
+        record = decode(self._data[index], self.id(index))
         if not self._captions:
             return record
         captions = {field: record.captions.get(field) for field in self._captions}
         return Record(record.id, record.image, captions, record.arrays)
+
+    def id(self, index: int) -> str:
+        return f"{Path(self.name).name}:{index}"
 
 
 def write_array_record(path: str | os.PathLike, records: Iterable[Record]) -> int:

@@ -39,8 +39,14 @@ class FolderSource:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Record:
-        path = epath.Path(self.name) / self.names[check_index(index, len(self), self.name)]
+        path = self._path(index)
         return Record(os.fspath(path), image_at(path), {FIELD: read_text(path.with_suffix(".txt"))})
+
+    def id(self, index: int) -> str:
+        return os.fspath(self._path(index))
+
+    def _path(self, index: int) -> epath.Path:
+        return epath.Path(self.name) / self.names[check_index(index, len(self), self.name)]
 
 
 def _list_local(root: str) -> list[str]:

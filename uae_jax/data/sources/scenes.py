@@ -56,7 +56,10 @@ class ScenesSource:
         index = check_index(index, len(self), self.name)
         scene = sample_scene((self._config.seed, index), self._world)
         captions = SceneCaptions(scene, self._config, index, self._levels)
-        return Record(f"scenes:{self._config.seed}:{index}", render(scene, self._config.size), captions)
+        return Record(self.id(index), render(scene, self._config.size), captions)
+
+    def id(self, index: int) -> str:
+        return f"scenes:{self._config.seed}:{index}"
 
     def scene(self, index: int) -> Scene:
         """The ground truth of a record."""

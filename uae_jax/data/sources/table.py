@@ -13,7 +13,12 @@ SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 
 class RowSource:
-    """Records out of rows: one column holds images or their paths, others hold captions, one or a list each."""
+    """Records out of rows: one column holds images or their paths, others hold captions, one or a list each.
+
+    Attributes:
+      columns: all there are.
+      captions: those of them that hold captions.
+    """
 
     def __init__(self, name: str, rows: Rows, folder: epath.Path, config: SourceConfig):
         """Checks that the columns are there.
@@ -27,11 +32,11 @@ class RowSource:
         Raises:
           SourceError: on an unknown column, naming the nearest and all there are, or an empty table.
         """
-        self.name, self._rows, self._folder = name, rows, folder
+        self.name, self.columns, self._rows, self._folder = name, rows.columns, rows, folder
         if not len(rows):
             raise SourceError(f"{name}: no row in it, wanted at least one")
         self._image = config.image and nearest(config.image, rows.columns, "image column", name)
-        self._captions = tuple(
+        self.captions = tuple(
             field for field in caption_columns(rows.columns, config.captions, name) if field != self._image
         )
 
@@ -42,7 +47,10 @@ class RowSource:
         index = check_index(index, len(self), self.name)
         row = self._rows[index]
         image = stored_image(row.get(self._image), self._folder) if self._image else None
-        return Record(self._rows.id(index), image, {field: row.get(field) for field in self._captions})
+        return Record(self.id(index), image, {field: row.get(field) for field in self.captions})
+
+    def id(self, index: int) -> str:
+        return self._rows.id(index)
 
 
 def open_table(config: SourceConfig) -> RowSource:

@@ -61,13 +61,17 @@ class WebDatasetSource:
     def __getitem__(self, index: int) -> Record:
         shard, row = self._place(index)
         path, members = self._shards[shard], self._indices[shard].sample(row)
-        id = f"{epath.Path(path).name}:{self._indices[shard].key(row)}"
+        id = self.id(index)
         if tar_index.UNSAFE in members:
             raise RecordError("unsafe", f"{id}: a link, a path out of the folder, or cut off; wanted plain files")
         captions = self._captions(path, members, id)
         if self._wanted:
             captions = {field: captions.get(field) for field in self._wanted}
         return Record(id, _image(path, members, id), captions)
+
+    def id(self, index: int) -> str:
+        shard, row = self._place(index)
+        return f"{epath.Path(self._shards[shard]).name}:{self._indices[shard].key(row)}"
 
     def _place(self, index: int) -> tuple[int, int]:
         index = check_index(index, len(self), self.name)
