@@ -1,5 +1,7 @@
 """What is missing is told before a model is built, and before anything is written."""
 
+import shutil
+
 import pytest
 
 from tests.training import test_loop
@@ -44,6 +46,13 @@ def test_a_finished_run_needs_no_data(tmp_path, monkeypatch):
     loop.train(run, tmp_path)
     monkeypatch.setattr(loop, "open_inputs", None)
     loop.train(run, tmp_path)
+
+
+def test_a_finished_run_whose_checkpoints_are_lost_is_run_again(tmp_path):
+    run = test_loop.experiment(steps=2, validation=None)
+    loop.train(run, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert test_loop.result(loop.train(run, tmp_path))["seen"] == 2 * 8
 
 
 STAGES = [

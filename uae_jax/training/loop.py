@@ -222,7 +222,7 @@ class Run:
         quiet: bool,
         inputs: Inputs | None,
     ):
-        """Keeps what it is given; `inputs` are None where no step is left to do."""
+        """Keeps what it is given; `inputs` are None where it has been done before."""
         self.experiment, self.stage, self.mesh, self.workdir = experiment, stage, mesh, workdir
         self.name, self.quiet, self.inputs = name, quiet, inputs
         self.stack = contextlib.ExitStack()
@@ -302,6 +302,8 @@ class Run:
 
     def _steps(self, start: int) -> None:
         experiment = self.experiment
+        if self.inputs is None:  # it had been done, but its last checkpoint is lost
+            self.inputs = open_inputs(experiment, self.stage, self.mesh)
         self.validation = self._validation_batches()
         steps = experiment.profile_steps if processes.is_main() else 0
         profiler = Profiler(self.workdir, start, steps)
