@@ -31,6 +31,9 @@ HIDDEN = {"none": 14.0, "dots": 4.0, "full": 0.0}
 _AT_WORK_IN = (8.0, 16.0)  # with their gradients
 _TILE = 8  # rows, to which a TPU pads
 _BLOCK = 8.0  # of a residual block of the VAE: its arrays at full size that the way back needs
+# Of one in float32, where the whole decoding half is on its way back: two results of convolutions, and what these were
+# given, which a TPU rounds to bfloat16. The block at work has gradients beside them.
+_BLOCK_FLOAT32, _BLOCK_AT_WORK = 3.0, 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +198,10 @@ def _cold_start(run: Run) -> float:
     s = run.settings
     tokens = run.asked + run.new if s.interface == "answer_hidden" else run.told
     total = _encoder(run, s.encoder, run.encoder.text, tokens) if s.encoder.mode != "frozen" else 0.0
-    vae = 4 * vae_blocks(run.stage.uae.vae_config, *run.side, extra=1)  # float32, and all of it on the way back
-    vae /= _sharing(run)
+    config = run.stage.uae.vae_config
+    widest = max(run.side[0] * run.side[1] * channels for channels in config.block_out_channels[:2])  # at full size
+    vae = vae_blocks(config, *run.side, extra=1) * _BLOCK_FLOAT32 / _BLOCK + _BLOCK_AT_WORK * widest
+    vae *= 4 / _sharing(run)  # float32, and all of it on the way back
     return total + max(_decoder(run, run.told, run.branches), vae)
 
 
