@@ -107,7 +107,8 @@ def captions(common):
 @pytest.fixture(scope="module")
 def paintings(common):
     # Paintings one at a time, so the rollout's batch is not that of the loss (oracle 6).
-    return roll(u4g(common, paint=PaintSettings(steps=4, guidance=2.0, memory_gb=1e-6)))
+    # And its densities are the rollout's, not the loss's own.
+    return roll(u4g(common, paint=PaintSettings(steps=4, guidance=2.0, memory_gb=1e-6), old_logprob="recorded"))
 
 
 def moved(params, size=0.05):
