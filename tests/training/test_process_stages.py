@@ -1,4 +1,7 @@
-"""Every stage, run by two processes with a device each, is what one process with two devices makes of it."""
+"""Every stage, run by two processes or four, is what one process makes of it; and what they save any others restore.
+
+One run has four devices, however many processes have them.
+"""
 
 import json
 
@@ -18,42 +21,91 @@ STEPS = 3
 # Adam divides a gradient by its own size: where it is nothing but rounding, as of the keys' biases, which no softmax
 # feels, two runs that agree to the last digit go different ways. With this beside the size they do not.
 EPS = "--config.optimiser.eps=1e-3"
+DATA_AND_FSDP = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
+# Processes, devices of each, mesh.
+OTHERS = {
+    "one": (1, 1, ()),
+    "two": (2, 2, ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")),
+    "four": (4, 2, ("--config.mesh.data=2", "--config.mesh.fsdp=4")),
+}
 
 
-def train(stage, folder, count, *overrides, **settings):
-    config = f"tests/training/processes_config.py:{stage}"
-    arguments = ["uae_jax.cli", "train", "--config", config, "--workdir", folder / "run", *overrides]
-    several.run(arguments, count, folder, seconds=900, **settings)
+def config(stage):
+    return f"tests/training/processes_config.py:{stage}"
 
 
-def trained(folder, group):
-    """Path -> array of what a checkpoint of the last step has of "params", "moments", "ema" or "stage"."""
-    checkpoints = folder / "run/checkpoints"
-    stored = json.loads((checkpoints / f"{STEPS:08d}/leaves.json").read_text())
-    dtypes = {
-        path: jax.random.key(0).dtype if "key" in leaf["dtype"] else leaf["dtype"] for path, leaf in stored.items()
+def train(stage, folder, count, *overrides):
+    arguments = ["uae_jax.cli", "train", "--config", config(stage), "--workdir", folder / "run", *overrides]
+    several.run(arguments, count, folder, seconds=1500, devices=4 // count)
+
+
+def restore(stage, run, folder, count, devices, mesh):
+    """Has other processes restore a run's last checkpoint and save it again; into how many parts they split what."""
+    arguments = ["tests.training.restore_process", config(stage), run, folder, EPS, *mesh]
+    several.run(arguments, count, folder, seconds=900, devices=devices)
+    return json.loads((folder / "split.json").read_text())
+
+
+def stored(folder):
+    """Path -> array of the last step's checkpoint."""
+    checkpoints = folder / "checkpoints"
+    leaves = json.loads((checkpoints / f"{STEPS:08d}/leaves.json").read_text())
+    keys = {path: jax.random.key(0).dtype for path, leaf in leaves.items() if "key" in leaf["dtype"]}
+    wanted = {
+        path: jax.ShapeDtypeStruct(leaf["shape"], keys.get(path, leaf["dtype"])) for path, leaf in leaves.items()
     }
-    wanted = {path: jax.ShapeDtypeStruct(leaf["shape"], dtypes[path]) for path, leaf in stored.items()}
     state = CheckpointStore(checkpoints).restore(wanted, step=STEPS).state
-    return {path: np.asarray(leaf) for path, leaf in state.items() if path.startswith(f"{group}/")}
+    return {path: np.asarray(jax.random.key_data(x) if path in keys else x) for path, x in state.items()}
 
 
-# Up to four minutes each; `test_processes.py` has one always.
-@pytest.mark.parametrize("stage", [asked_for(stage) for stage in SETTINGS])
-def test_two_processes_train_a_stage_as_one(stage, tmp_path):
-    train(stage, tmp_path / "one", 1, EPS, devices=2)
-    train(stage, tmp_path / "two", 2, EPS)
+def part(state, group):
+    return {path: leaf for path, leaf in state.items() if path.startswith(f"{group}/")}
+
+
+def files(folder):
+    """What a run leaves to look at and to use."""
+    pictures, model = folder.rglob("pictures/*/*.png"), folder.rglob("run/model/**/*")
+    return {str(file.relative_to(folder)) for file in (*pictures, *model)}
+
+
+@pytest.fixture(scope="module", params=[asked_for(stage) for stage in SETTINGS])
+def trained(request, tmp_path_factory):
+    """A stage, and the folder in which one process, two and four have trained it. Up to ten minutes each."""
+    stage, folder = request.param, tmp_path_factory.mktemp(request.param)
+    train(stage, folder / "1", 1, EPS)
+    train(stage, folder / "2", 2, EPS)
+    train(stage, folder / "4", 4, EPS, *DATA_AND_FSDP)
+    return stage, folder
+
+
+# `test_processes.py` has a toy always.
+@pytest.mark.parametrize("count", ["2", "4"])
+def test_processes_train_a_stage_as_one(trained, count):
+    _, folder = trained
+    alone, together = folder / "1", folder / count
+    one, several_ = stored(alone / "run"), stored(together / "run")
     for group in ("params", "ema", "stage"):
-        wanted = trained(tmp_path / "one", group)
+        wanted = part(one, group)
         assert wanted or group == "stage"
-        assert not wanted or relative(trained(tmp_path / "two", group), wanted) < 1e-6
-    lines = [history(tmp_path / name / "run") for name in ("two", "one")]
+        assert not wanted or relative(part(several_, group), wanted) < 1e-6
+    lines = history(together / "run"), history(alone / "run")
     assert lines[1][0]["grad_norm"] > 0  # else all of the above says nothing
     assert lines[0][0]["grad_norm"] == pytest.approx(lines[1][0]["grad_norm"], rel=1e-6)
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
     for line, other in zip(*lines, strict=True):
         assert line == pytest.approx(other, rel=1e-4, abs=1e-5)
-    pictures = [{p.relative_to(f) for p in f.rglob("pictures/*/*.png")} for f in (tmp_path / "two", tmp_path / "one")]
-    files = [{p.relative_to(f) for p in f.rglob("run/model/**/*")} for f in (tmp_path / "two", tmp_path / "one")]
-    assert {str(p).removeprefix("run") for p in pictures[0]} == {str(p).removeprefix("run") for p in pictures[1]}
-    assert files[0] == files[1] != set()
+    assert files(together) == files(alone) != set()
+
+
+@pytest.mark.parametrize("others", OTHERS)
+def test_what_four_processes_saved_others_restore_bit_by_bit(trained, others, tmp_path):
+    stage, folder = trained
+    count, devices, mesh = OTHERS[others]
+    split = restore(stage, folder / "4/run", tmp_path / others, count, devices, mesh)
+    assert max(split.values(), default=1) == (devices * count // 2 if mesh else 1)  # 2 of 4, with tensor; 4 of 8
+    saved, again = stored(folder / "4/run"), stored(tmp_path / others)
+    assert saved.keys() == again.keys()
+    assert {path.split("/")[0] for path in saved} >= {"params", "moments", "ema", "key", "step"}
+    for path, leaf in saved.items():
+        assert leaf.dtype == again[path].dtype
+        np.testing.assert_array_equal(leaf, again[path], err_msg=path)

@@ -81,3 +81,8 @@ def test_what_there_is_not_is_told():
         opened(count=0)
     with pytest.raises(SourceError, match=r"keep is 1\.5, wanted a probability"):
         opened(keep=1.5)
+
+
+def test_no_files_are_taken_for_scenes(tmp_path):
+    with pytest.raises(SourceError, match='kind is "scenes", which reads no files'):
+        open_source(SourceConfig(path=str(tmp_path), kind="scenes"))

@@ -120,6 +120,8 @@ def _huggingface(config: SourceConfig) -> Source:
 
 
 def _scenes(config: SourceConfig) -> Source:
+    if config.path not in ("", "scenes"):
+        raise SourceError(f'{config.path}: kind is "scenes", which reads no files; leave the kind at auto')
     from uae_jax.data.sources.scenes import ScenesSource
 
     return ScenesSource(config.scenes, config.captions)
