@@ -51,9 +51,7 @@ def stored(folder):
     checkpoints = folder / "checkpoints"
     leaves = json.loads((checkpoints / f"{STEPS:08d}/leaves.json").read_text())
     keys = {path: jax.random.key(0).dtype for path, leaf in leaves.items() if "key" in leaf["dtype"]}
-    wanted = {
-        path: jax.ShapeDtypeStruct(leaf["shape"], keys.get(path, leaf["dtype"])) for path, leaf in leaves.items()
-    }
+    wanted = {path: jax.ShapeDtypeStruct(leaf["shape"], keys.get(path, leaf["dtype"])) for path, leaf in leaves.items()}
     state = CheckpointStore(checkpoints).restore(wanted, step=STEPS).state
     return {path: np.asarray(jax.random.key_data(x) if path in keys else x) for path, x in state.items()}
 
