@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AxisType
 
@@ -97,6 +98,18 @@ def test_one_slice_is_laid_out_as_ever():
     mesh = make_mesh(data=2, fsdp=4, devices=one)
     wanted = jax.make_mesh((2, 4, 1, 1), AXES, axis_types=(AxisType.Auto,) * 4, devices=one)
     assert (mesh.devices == wanted.devices).all()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_slice_whose_sides_are_not_the_mesh_s_is_cut_into_blocks(count):
+    # Eight chips are no product of whole sides of 4x4x4, the least slice of 64: they are neighbours all the same.
+    mesh = make_mesh(data=-1, fsdp=8, devices=slices(*[(4, 4, 4)] * count))
+    assert dict(mesh.shape) == {"data": 8 * count, "fsdp": 8, "tensor": 1, "sequence": 1}
+    assert len(set(mesh.devices.flat)) == 64 * count
+    for group in mesh.devices:
+        assert len({chip.slice_index for chip in group.flat}) == 1
+        places = np.array([chip.coords for chip in group.flat])
+        assert sorted(np.ptp(places, axis=0) + 1) == [1, 2, 4]
 
 
 def test_slices_that_data_does_not_split_over_are_refused():

@@ -10,6 +10,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 AXES = ("data", "fsdp", "tensor", "sequence")
+# An axis of the torus may serve two of the mesh's where no whole ones will do: fsdp=8 on 4x4x4 is then blocks of 4x2.
+# jax.make_mesh refuses that but on v5e.
+_SPLIT = True
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices=None) -> Mesh:
@@ -30,7 +33,8 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, 
     if devices[0].platform == "tpu":  # neighbours on the mesh should be neighbours on the torus
         if len({getattr(device, "slice_index", 0) for device in devices}) > 1:
             return _make_mesh_of_slices(sizes, devices)
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+        shape = tuple(sizes.values())
+        return Mesh(mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=_SPLIT), AXES)
     return Mesh(np.asarray(devices).reshape(tuple(sizes.values())), AXES)
 
 
@@ -52,7 +56,7 @@ def _make_mesh_of_slices(sizes: dict[str, int], devices: list) -> Mesh:
         (sizes["data"] // count, *(sizes[name] for name in AXES[1:])),
         (count, *(1 for _ in AXES[1:])),
         devices,
-        allow_split_physical_axes=devices[0].device_kind in ("TPU v5 lite", "TPU v5e"),  # as jax.make_mesh has it
+        allow_split_physical_axes=_SPLIT,
     )
     return Mesh(array, AXES)
 
