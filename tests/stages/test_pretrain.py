@@ -72,12 +72,13 @@ def run(settings):
 
 
 def draws(count, latent):
-    """What the loss draws from its key: noise, noise levels, who is dropped."""
-    _, noise_key, sigma_key, drop_key = jax.random.split(jax.random.key(KEY), 4)
-    u = 1 / (1 + np.exp(-(MEAN + STD * np.asarray(jax.random.normal(sigma_key, (count,)), np.float64))))
+    """What the loss draws for each row from a key of its own: noise, noise levels, who is dropped."""
+    keys = [jax.random.split(key, 4) for key in jax.random.split(jax.random.key(KEY), count)]
+    normal = np.array([jax.random.normal(key[2]) for key in keys], np.float64)
+    u = 1 / (1 + np.exp(-(MEAN + STD * normal)))
     sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
-    dropped = np.asarray(jax.random.uniform(drop_key, (count,))) < DROP
-    return np.asarray(jax.random.normal(noise_key, (count, *latent))), sigma.astype(np.float32), dropped
+    dropped = np.array([jax.random.uniform(key[3]) for key in keys]) < DROP
+    return np.stack([jax.random.normal(key[1], latent) for key in keys]), sigma.astype(np.float32), dropped
 
 
 def hidden_of(run, originals, tokens, length):

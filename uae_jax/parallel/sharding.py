@@ -56,7 +56,7 @@ def partition_spec(shape: Sequence[int], names: Names, mesh: Any, rules: Rules |
     Args:
       shape: the array's shape.
       names: a logical name or None for each axis.
-      mesh: a `Mesh` or `AbstractMesh`.
+      mesh: a `Mesh` or `AbstractMesh`; axes that are a program's own, as in a `jax.shard_map`, are passed over.
       rules: logical name -> mesh axes; the context's when None.
 
     Raises:
@@ -74,7 +74,7 @@ def partition_spec(shape: Sequence[int], names: Names, mesh: Any, rules: Rules |
             raise ValueError(f"logical axis {name!r} has no rule; known axes: {', '.join(rules)}")
         taken: list[str] = []
         for axis in rules[name] if name is not None else ():
-            parts = mesh.shape.get(axis, 1)
+            parts = _size(mesh, axis)
             if parts > 1 and axis not in used and size % parts == 0:
                 taken.append(axis)
                 used.add(axis)
@@ -85,7 +85,12 @@ def partition_spec(shape: Sequence[int], names: Names, mesh: Any, rules: Rules |
 
 def parts(name: str, mesh: Any) -> int:
     """Into how many parts a logical axis is split where it divides."""
-    return math.prod(mesh.shape.get(axis, 1) for axis in _rules.get()[name])
+    return math.prod(_size(mesh, axis) for axis in _rules.get()[name])
+
+
+def _size(mesh: Any, axis: str) -> int:
+    """Of an axis that the partitioner may split over."""
+    return 1 if axis in mesh.manual_axes else mesh.shape.get(axis, 1)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -94,6 +99,16 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(x.shape, names, mesh))
+
+
+def largest(x: jax.Array) -> jax.Array:
+    """The largest number of an array with a row for each sample, []: the same on all devices.
+
+    Where a program works on each copy of the weights by itself (`uae_jax.parallel.replicas`), the others' rows count as
+    well: what all of them decide by must be one number, or they would wait for each other in different places.
+    """
+    own = jax.sharding.get_abstract_mesh().manual_axes
+    return jax.lax.pmax(x.max(), own) if own else x.max()
 
 
 def gathered(tree: Any, axes: Any) -> Any:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from uae_jax.parallel.sharding import constrain
+from uae_jax.parallel.sharding import constrain, largest
 
 Array = jax.Array
 Tree = Any
@@ -57,7 +57,7 @@ def at_width(function: Callable[..., Tree], texts: Array, lengths: Array, *opera
         return function(texts, *operands)
     # Whole rows are cut, see `conditioning.hidden_with_answers`.
     texts = constrain(texts, "batch", *(None,) * (texts.ndim - 1))
-    rung = jnp.searchsorted(jnp.asarray(ladder), lengths.max())  # the least that is no smaller
+    rung = jnp.searchsorted(jnp.asarray(ladder), largest(lengths))  # the least that is no smaller
     cut = [lambda given, w=width: function(given[0][:, :w], *given[1:]) for width in ladder]
     return _chosen(cut, rung, (texts, *operands))
 

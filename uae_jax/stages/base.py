@@ -80,12 +80,21 @@ class Stage(abc.ABC):
     """One way of training. Subclasses name the dataclass of their settings in `Settings`.
 
     The constructor takes `(settings, seed)` and checks the settings without allocating anything.
+
+    Attributes:
+      needs_captions: whether a sample must have one.
+      separable: whether the loss is the mean of what each row of a batch gives by itself: it compares no rows, leaves
+        the stage's state alone, and draws from its rows (see `uae_jax.stages.draws`) and not from its key. Gradients of
+        such a loss are summed up on each copy of the weights, and sent once per update.
+      updates: of the optimiser per batch, each on a part of what `prepare` made of it.
+      accumulate: micro-batches of each update; set by who makes the step.
     """
 
     Settings: ClassVar[type]
     needs_captions: ClassVar[bool] = True
-    updates: int = 1  # of the optimiser per batch, each on a part of what `prepare` made of it
-    accumulate: int = 1  # micro-batches of each update; set by who makes the step
+    separable: ClassVar[bool] = False
+    updates: int = 1
+    accumulate: int = 1
 
     def __init__(self, settings: Any, seed: int = 0):
         self.settings = settings

@@ -84,6 +84,7 @@ class CaptionSFT(Stage):
     """
 
     Settings = CaptionSFTSettings
+    separable = True
 
     def __init__(self, settings: CaptionSFTSettings, seed: int = 0):
         super().__init__(settings, seed)

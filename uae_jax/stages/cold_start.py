@@ -19,6 +19,7 @@ import numpy as np
 from uae_jax.data.records import Sample
 from uae_jax.sampling import flow, painting
 from uae_jax.sampling.text import Generation
+from uae_jax.stages import draws
 from uae_jax.stages.base import Aux
 from uae_jax.stages.loop_stage import LANGUAGE_LORA, LORA, Interface, LoopSettings, LoopStage, named
 from uae_jax.stages.towers import TowerConfig
@@ -78,6 +79,7 @@ class ColdStart(LoopStage):
             own = {"written": written.tokens, "lengths": written.lengths, "stopped": written.stopped}
             batch = {**batch, **own}
         metrics = {"caption_tokens": batch["lengths"].mean(dtype=jnp.float32)}
+        batch = {**batch, "draw": draws.of_rows(jax.random.fold_in(key, 1), batch["images"].shape[0])}
         return batch, metrics | {"truncated": (~batch["stopped"]).mean(dtype=jnp.float32)}
 
     def loss(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Aux]:
@@ -85,7 +87,7 @@ class ColdStart(LoopStage):
         zeros = jnp.zeros(batch["written"].shape, jnp.float32)
         written = Generation(batch["written"], batch["lengths"], zeros, batch["stopped"])
         hidden, lengths = self.tell(params, frozen, prompts, written)
-        noise = self.noise(key, batch)
+        noise = flow.initial_noise(draws.keys(batch["draw"], 1)[0], self.uae.latent_shape(batch["images"]))
         painted = self._painted(params, frozen, hidden, lengths, noise)
         reward = self.reward(frozen, batch["images"], painted)
         loss = 1 - reward.total

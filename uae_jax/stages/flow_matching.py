@@ -14,9 +14,9 @@ Array = jax.Array
 Weighting = Literal["none", "sigma_sqrt", "cosmap"]
 
 
-def draw_sigmas(key: Array, count: int, mean: float, std: float, shift: float) -> Array:
-    """Draws f32[count] noise levels in (0, 1): logit-normal (section 3.1), then shifted (section 5.3.2)."""
-    u = jax.nn.sigmoid(mean + std * jax.random.normal(key, (count,), jnp.float32))
+def draw_sigmas(keys: Array, mean: float, std: float, shift: float) -> Array:
+    """Draws f32[B] noise levels in (0, 1), by key[B]: logit-normal (section 3.1), then shifted (section 5.3.2)."""
+    u = jax.nn.sigmoid(mean + std * jax.vmap(jax.random.normal)(keys))
     return shifted(u, shift)
 
 

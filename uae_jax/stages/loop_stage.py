@@ -117,6 +117,7 @@ class LoopStage(Stage):
 
     Settings = LoopSettings
     needs_captions = False
+    separable = True
     keep_reference = False  # whether the stage asks for the policy that it started from
 
     def __init__(self, settings: LoopSettings, seed: int = 0):

@@ -25,7 +25,7 @@ from uae_jax.parallel import global_arrays
 from uae_jax.sampling import flow, painting
 from uae_jax.sampling.conditioning import Conditioning
 from uae_jax.sampling.flow import Schedule
-from uae_jax.stages import flow_matching, images, painted_text, uae_models
+from uae_jax.stages import draws, flow_matching, images, painted_text, uae_models
 from uae_jax.stages.base import Aux, Parts, Picture, Stage
 from uae_jax.stages.pretrain_settings import CONTEXT, LATENTS, PretrainSettings, check
 from uae_jax.stages.uae_models import UAEParts
@@ -43,6 +43,7 @@ class Pretrain(Stage):
     """
 
     Settings = PretrainSettings
+    separable = True
 
     def __init__(self, settings: PretrainSettings, seed: int = 0):
         super().__init__(settings, seed)
@@ -106,16 +107,17 @@ class Pretrain(Stage):
             )
 
     def prepare(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Tree, dict]:
-        return batch, {"captions_cut": batch["cut"].sum().astype(jnp.float32)} if "cut" in batch else {}
+        metrics = {"captions_cut": batch["cut"].sum().astype(jnp.float32)} if "cut" in batch else {}
+        return {**batch, "draw": draws.of_rows(key, batch["lengths"].shape[0])}, metrics
 
     def loss(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Aux]:
         settings = self.settings
-        latent_key, noise_key, sigma_key, drop_key = jax.random.split(key, 4)
-        x0 = self._latents(frozen, batch, latent_key)
-        eps = jax.random.normal(noise_key, x0.shape, jnp.float32)
+        latent_keys, noise_keys, sigma_keys, drop_keys = draws.keys(batch["draw"], 4)
+        x0 = self._latents(frozen, batch, latent_keys)
+        eps = flow.initial_noise(noise_keys, x0.shape[1:])
         shift = self._shift(x0.shape)
-        sigma = flow_matching.draw_sigmas(sigma_key, x0.shape[0], settings.logit_mean, settings.logit_std, shift)
-        dropped = jax.random.uniform(drop_key, sigma.shape) < settings.drop
+        sigma = flow_matching.draw_sigmas(sigma_keys, settings.logit_mean, settings.logit_std, shift)
+        dropped = jax.vmap(jax.random.uniform)(drop_keys) < settings.drop
         told = self.conditions(params, frozen, batch, dropped)
         error = self.error(params, frozen, told, x0, eps, sigma)
         weighted = flow_matching.loss_weight(sigma, settings.weighting) * error
@@ -149,8 +151,8 @@ class Pretrain(Stage):
         )
         return flow_matching.squared_error(velocity, x0, eps)
 
-    def _latents(self, frozen: Tree, batch: Tree, key: Array | None) -> Array:
-        """Normalised latents f32[B, h, w, Z] of a batch; without a key the posterior's mean."""
+    def _latents(self, frozen: Tree, batch: Tree, keys: Array | None) -> Array:
+        """Normalised latents f32[B, h, w, Z] of a batch; without keys, one for each, the posterior's mean."""
         config = self.uae.vae_config
         if "images" in batch:
             posterior = self.uae.vae.apply({"params": frozen["vae"]}, images.to_pm1(batch["images"]), method="encode")
@@ -159,8 +161,10 @@ class Pretrain(Stage):
             if stored.shape[-1] == config.latent_channels:  # means only
                 return normalise_latents(stored, config)
             posterior = Posterior(*jnp.split(stored, 2, axis=-1))
-        drawn = self.settings.posterior == "sample" and key is not None
-        return normalise_latents(posterior.sample(key) if drawn else posterior.mode(), config)
+        latents = posterior.mode()
+        if self.settings.posterior == "sample" and keys is not None:
+            latents = posterior.shifted_by(flow.initial_noise(keys, latents.shape[1:]))
+        return normalise_latents(latents, config)
 
     def _shift(self, latents: tuple[int, ...]) -> float:
         """The shift of noise levels for [B, h, w, Z]."""
@@ -172,6 +176,7 @@ class Pretrain(Stage):
 
     def evaluate(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> dict[str, Array]:
         """The loss, and the error at fixed noise levels with fixed noise, no caption dropped: little scatter."""
+        batch, _ = self.prepare(params, state, frozen, batch, key)
         value, aux = self.loss(params, state, frozen, batch, key)
         x0 = self._latents(frozen, batch, None)
         eps = jax.random.normal(jax.random.fold_in(key, 1), x0.shape, jnp.float32)

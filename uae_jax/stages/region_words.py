@@ -66,6 +66,7 @@ class RegionWords(Stage):
     """
 
     Settings = RegionWordsSettings
+    separable = True
 
     def __init__(self, settings: RegionWordsSettings, seed: int = 0):
         super().__init__(settings, seed)

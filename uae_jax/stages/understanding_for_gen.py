@@ -23,7 +23,7 @@ from uae_jax.sampling import flow, painting
 from uae_jax.sampling.conditioning import Conditioning
 from uae_jax.sampling.flow import Schedule
 from uae_jax.sampling.widths import at_width
-from uae_jax.stages import flow_matching, painted_text
+from uae_jax.stages import draws, flow_matching, painted_text
 from uae_jax.stages.base import Aux, Parts
 from uae_jax.stages.flow_grpo_settings import UnderstandingForGenSettings, check
 from uae_jax.stages.loop_stage import LoopStage, named
@@ -87,6 +87,8 @@ class UnderstandingForGen(LoopStage):
         batch = {**batch, **rolled, "hidden": hidden, "length": lengths, "advantage": advantage}
         batch |= {"reward": reward.total.reshape(count, s.group), "first": jnp.broadcast_to(first, (count,))}
         batch["before"] = jnp.full(count, s.old_logprob == "replay")
+        if s.algorithm == "nft":
+            batch["draw"] = draws.of_rows(jax.random.fold_in(key, 1), count)
         if s.old_logprob == "replay" and s.updates > 1 and s.algorithm == "grpo":
             variables = self.uae.variables("decoder", params, frozen)
             replay = lambda rows: self._replayed(params, variables, frozen, schedule, rows)  # noqa: E731
@@ -164,7 +166,7 @@ class UnderstandingForGen(LoopStage):
 
     def loss(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, Aux]:
         if self.settings.algorithm == "nft":
-            rows, metrics = self._nft(params, state, frozen, batch, key)
+            rows, metrics = self._nft(params, state, frozen, batch)
         else:
             rows, metrics = self._grpo(params, frozen, batch)
         by_image = rows.reshape(batch["reward"].shape).mean(axis=1)
@@ -250,9 +252,9 @@ class UnderstandingForGen(LoopStage):
         rows = batch["path"].shape[:2]
         return {name: x.swapaxes(0, 1).reshape(*rows, *x.shape[:1], *x.shape[2:]) for name, x in steps.items()}
 
-    def _nft(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Array, dict]:
+    def _nft(self, params: Tree, state: Tree, frozen: Tree, batch: Tree) -> tuple[Array, dict]:
         """DiffusionNFT's loss of each painting, averaged over noise levels: f32[R]."""
-        s, images = self.settings, len(batch["x0"])
+        s = self.settings
         x0, conditions = _rows(batch["x0"]), self._conditions(params, frozen, batch)
         good = diffusion.optimality(batch["advantage"].reshape(-1), max(s.advantage.clamp, 1.0))
         towers = self.uae.towers["decoder"]
@@ -262,12 +264,12 @@ class UnderstandingForGen(LoopStage):
             others["reference"] = towers.reference(frozen["decoder"])
 
         @functools.partial(jax.checkpoint, policy=painting.keep_velocities)
-        def one(draw: Array) -> tuple[Array, dict[str, Array]]:
+        def one(keys: Array) -> tuple[Array, dict[str, Array]]:
             """The loss at one noise level of each image, beside the velocities of the policies that do not learn."""
-            level_key, noise_key = jax.random.split(draw)
+            level_keys, noise_keys = keys
             # Alike for siblings: what a velocity owes to the noise cancels in a sum weighted by their advantages.
-            sigma = jax.random.uniform(level_key, (images,), minval=0.01, maxval=1.0)
-            noise = jax.random.normal(noise_key, (images, *x0.shape[1:]))
+            sigma = jax.vmap(lambda key: jax.random.uniform(key, minval=0.01, maxval=1.0))(level_keys)
+            noise = flow.initial_noise(noise_keys, x0.shape[1:])
             sigma, noise = (jnp.repeat(each, s.group, axis=0) for each in (sigma, noise))
             x = flow_matching.noised(x0, noise, sigma)
             own = self._velocity_at(variables, frozen, conditions, x, sigma)
@@ -280,7 +282,8 @@ class UnderstandingForGen(LoopStage):
                 loss, metrics["velocity_gap"] = loss + s.kl * gap, gap.mean()
             return loss, metrics
 
-        losses, metrics = jax.lax.map(one, jax.random.split(key, s.nft_draws))
+        keys = draws.keys(batch["draw"], 2 * s.nft_draws)
+        losses, metrics = jax.lax.map(one, keys.reshape(s.nft_draws, 2, -1))
         return losses.mean(axis=0), {name: value.mean() for name, value in metrics.items()}
 
     def _velocity_at(self, variables: Tree, frozen: Tree, conditions: Conditions, x: Array, sigma: Array) -> Array:
