@@ -1,5 +1,6 @@
 """Whether a stage's step is the same whatever the mesh: on one device, and split over eight."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,9 +10,11 @@ import pytest
 from uae_jax.batching import place
 from uae_jax.parallel import sharding
 from uae_jax.parallel.mesh import AXES, make_mesh
+from uae_jax.training.update import accumulated_gradients
 
 MESHES = [
-    {"fsdp": 2, "tensor": 2, "sequence": 2},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+    pytest.param({"fsdp": 2, "tensor": 2, "sequence": 2}, marks=pytest.mark.exhaustive),
     *(pytest.param({axis: 8}, marks=pytest.mark.exhaustive) for axis in AXES),
 ]
 
@@ -38,9 +41,9 @@ def gradients(
     if parts.state_axes is not None:
         state = jax.device_put(state, sharding.shardings(state, parts.state_axes, mesh))
     placed = jax.tree.map(lambda leaf: place(leaf, mesh), batch)
-    step = jax.jit(jax.value_and_grad(stage.loss, has_aux=True))
+    step = jax.jit(functools.partial(accumulated_gradients, stage))
     with jax.set_mesh(mesh):
-        (loss, aux), grads = step(params, state, frozen, placed, jax.random.key(seed))
+        loss, aux, grads = step(params, state, frozen, placed, jax.random.key(seed))
     return jax.tree.map(np.asarray, (loss, aux, grads))
 
 

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from uae_jax import batching
 from uae_jax.parallel.mesh import make_mesh
+from uae_jax.training.update import accumulated_gradients
 
 # Compiling takes longer than running here, so ask for the function and not for its speed.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -37,7 +38,7 @@ class Running:
         """Loss, aux and gradient of a batch on the mesh."""
         params = self.parts.params if params is None else params
         with jax.set_mesh(self.mesh):
-            (loss, aux), gradient = self.program(params, self.parts.frozen, batch, jax.random.key(key))
+            loss, aux, gradient = self.program(params, self.parts.frozen, batch, jax.random.key(key))
         return float(loss), aux, gradient
 
     def __call__(self, samples, key=0, params=None) -> tuple[float, Any, Any]:
@@ -53,7 +54,7 @@ def start(stage, mesh=None) -> Running:
 
     def run(params, frozen, batch, key):
         batch, _ = stage.prepare(params, {}, frozen, batch, key)
-        return jax.value_and_grad(stage.loss, has_aux=True)(params, {}, frozen, batch, key)
+        return accumulated_gradients(stage, params, {}, frozen, batch, key)
 
     return Running(stage, parts, mesh, jit(run))
 

@@ -24,7 +24,9 @@ def test_an_unknown_weighting_is_refused():
 
 
 def test_levels_are_logit_normal():
-    drawn = np.asarray(flow_matching.draw_sigmas(jax.random.split(jax.random.key(0), 20_000), 0.5, 0.8, 1.0), np.float64)
+    drawn = np.asarray(
+        flow_matching.draw_sigmas(jax.random.split(jax.random.key(0), 20_000), 0.5, 0.8, 1.0), np.float64
+    )
     logits = np.log(drawn / (1 - drawn))
     # Mean and deviation of 20000 draws scatter by 0.8 / sqrt(20000) = 0.006 and 0.004; five times that.
     assert logits.mean() == pytest.approx(0.5, abs=0.03)

@@ -131,9 +131,8 @@ def _on_each_device(
         seen_specs = (spec(seen[0].shape, (rows, where)), spec(seen[1].shape, (rows, None)))
     else:
         seen_specs = None if seen is None else spec(seen.shape, (rows,))
-    left = frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)
     sharded = jax.shard_map(
-        kernel, in_specs=(queries, keys, keys, seen_specs), out_specs=queries, axis_names=left, check_vma=False
+        kernel, mesh=mesh, in_specs=(queries, keys, keys, seen_specs), out_specs=queries, check_vma=False
     )
     return sharded(q, k, v, seen)[:, :length]
 

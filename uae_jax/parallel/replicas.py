@@ -1,8 +1,10 @@
 """Works on each copy of the weights by itself, and brings together what the copies found at the end.
 
 Left to the partitioner, a gradient is summed over the copies wherever it arises: in every layer, every denoising step
-and every micro-batch. Here the axis "data" is the program's own, and what it has summed up by the end is sent once.
-The other axes stay the partitioner's.
+and every micro-batch. Here each copy, a part of the mesh's axis "data", sums up its own, which is sent once.
+
+What splits the work is one more axis of arrays (`jax.vmap`) that is laid over "data". A `jax.shard_map` over "data"
+alone would say the same, but XLA's partitioner fails on sorting and on gathering within one (seen with jaxlib 0.10.2).
 """
 
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-AXIS = "data"
+from uae_jax.parallel import sharding
 
 Tree = Any
 
@@ -19,7 +21,7 @@ Tree = Any
 def on_each(function: Callable[[Tree, Tree], tuple[Tree, Tree]], whole: Tree, rows: Tree) -> tuple[Tree, Tree]:
     """Applies a function to the rows of each copy of the weights.
 
-    Inside, `sharding.constrain` knows nothing of the axis, and `sharding.largest` still looks at all rows.
+    Inside, `sharding.constrain` passes over the axis, and `sharding.largest` still looks at all rows.
 
     Args:
       function: of (whole, some of the rows), to (means, rows): the former are averaged over the copies, the latter are
@@ -31,16 +33,27 @@ def on_each(function: Callable[[Tree, Tree], tuple[Tree, Tree]], whole: Tree, ro
       as of the function, for all rows. Without a mesh in use, or with one copy, it is what the function returns.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape.get(AXIS, 1) == 1:
+    copies = 1 if mesh.empty else mesh.shape.get(sharding.COPIES, 1)
+    if copies == 1:
         return function(whole, rows)
 
-    def own(whole: Tree, rows: Tree) -> tuple[Tree, Tree]:
-        means, found = function(whole, rows)
-        return jax.tree.map(lambda x: x[None], means), found
+    def apart(x: jax.Array) -> jax.Array:
+        free = (PartitionSpec.UNCONSTRAINED,) * x.ndim
+        return jax.lax.with_sharding_constraint(
+            x.reshape(copies, -1, *x.shape[1:]), PartitionSpec(sharding.COPIES, *free)
+        )
 
-    every, each = PartitionSpec(), PartitionSpec(AXIS)
-    apart = jax.shard_map(
-        own, in_specs=(every, each), out_specs=(each, each), axis_names=frozenset({AXIS}), check_vma=False
-    )
-    means, found = apart(whole, rows)
-    return jax.tree.map(lambda x: x.mean(0), means), found
+    def own(rows: Tree) -> tuple[Tree, Tree]:
+        means, found = function(whole, rows)
+        return jax.tree.map(_kept, means), found
+
+    with sharding.on_one_copy():
+        each = jax.vmap(own, axis_name=sharding.COPIES, spmd_axis_name=sharding.COPIES)
+        means, found = each(jax.tree.map(apart, rows))
+    together = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+    return jax.tree.map(lambda x: x.mean(0), means), together
+
+
+def _kept(x: jax.Array) -> jax.Array:
+    """Asks the compiler to leave what a copy has found where it is."""
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*(PartitionSpec.UNCONSTRAINED,) * x.ndim))

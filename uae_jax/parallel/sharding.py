@@ -37,6 +37,9 @@ DEFAULT_RULES: Rules = {
     "layers": (),
 }
 
+COPIES = "data"  # the mesh axis over which weights are copied
+
+_one_copy: contextvars.ContextVar[bool] = contextvars.ContextVar("on_one_copy", default=False)
 _rules: contextvars.ContextVar[Rules] = contextvars.ContextVar("logical_axis_rules", default=DEFAULT_RULES)
 
 
@@ -50,13 +53,23 @@ def axis_rules(rules: Rules) -> Iterator[None]:
         _rules.reset(token)
 
 
+@contextlib.contextmanager
+def on_one_copy() -> Iterator[None]:
+    """What is traced in the `with` block works on one copy of the weights, see `uae_jax.parallel.replicas`."""
+    token = _one_copy.set(True)
+    try:
+        yield
+    finally:
+        _one_copy.reset(token)
+
+
 def partition_spec(shape: Sequence[int], names: Names, mesh: Any, rules: Rules | None = None) -> PartitionSpec:
     """Lays one array's named axes onto the mesh.
 
     Args:
       shape: the array's shape.
       names: a logical name or None for each axis.
-      mesh: a `Mesh` or `AbstractMesh`; axes that are a program's own, as in a `jax.shard_map`, are passed over.
+      mesh: a `Mesh` or `AbstractMesh`. Inside `on_one_copy` its axis "data" is passed over.
       rules: logical name -> mesh axes; the context's when None.
 
     Raises:
@@ -89,8 +102,7 @@ def parts(name: str, mesh: Any) -> int:
 
 
 def _size(mesh: Any, axis: str) -> int:
-    """Of an axis that the partitioner may split over."""
-    return 1 if axis in mesh.manual_axes else mesh.shape.get(axis, 1)
+    return 1 if axis == COPIES and _one_copy.get() else mesh.shape.get(axis, 1)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
@@ -102,13 +114,11 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
 
 def largest(x: jax.Array) -> jax.Array:
-    """The largest number of an array with a row for each sample, []: the same on all devices.
+    """The largest number of an array with a row for each sample, []: of all copies' rows, where each has its own.
 
-    Where a program works on each copy of the weights by itself (`uae_jax.parallel.replicas`), the others' rows count as
-    well: what all of them decide by must be one number, or they would wait for each other in different places.
+    What decides for a whole program must be one number: of a choice for each copy, all would do both.
     """
-    own = jax.sharding.get_abstract_mesh().manual_axes
-    return jax.lax.pmax(x.max(), own) if own else x.max()
+    return jax.lax.pmax(x.max(), COPIES) if _one_copy.get() else x.max()
 
 
 def gathered(tree: Any, axes: Any) -> Any:

@@ -55,7 +55,7 @@ def make_step(
 
     def update(state: TrainState, frozen: Tree, batch: Tree, key: Array, number: Array) -> tuple[TrainState, dict]:
         with jax.named_scope(profiling.LOSS):
-            loss, aux, grads = accumulated_gradients(stage, state, frozen, batch, key, accumulate)
+            loss, aux, grads = accumulated_gradients(stage, state.params, state.stage, frozen, batch, key, accumulate)
         norm = optax.tree.norm(grads)
         fine = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.nonfinite_in_a_row < max_nonfinite)
         with jax.named_scope(profiling.OPTIMISER):
@@ -102,51 +102,56 @@ def _in_turn(
 
 
 def accumulated_gradients(
-    stage: Stage, state: TrainState, frozen: Tree, batch: Tree, key: Array, accumulate: int
+    stage: Stage, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array, accumulate: int = 1
 ) -> tuple[Array, Aux, Tree]:
     """Means over micro-batches of loss, metrics and gradient.
 
     Micro-batch a holds the samples a, a + A, a + 2A, ...: so a batch that is split over devices stays where it is. Of a
     separable stage each copy of the weights sums up its own samples, and the copies are averaged once, behind them all.
 
+    Args:
+      stage: whose loss it is.
+      params, state, frozen, batch, key: as a loss takes them.
+      accumulate: A.
+
     Returns:
-      loss f32[]; aux, its `per_example` f32[B] in the order of the batch; the gradient, like `state.params`.
+      loss f32[]; aux, its `per_example` f32[B] in the order of the batch; the gradient, like `params`.
     """
     if not stage.separable:
-        return _accumulated(stage, state.params, state.stage, frozen, key, batch, accumulate)
+        return _accumulated(stage, params, state, frozen, key, batch, accumulate)
 
     def own(whole: Tree, batch: Tree) -> tuple[Tree, Array]:
         loss, aux, grads = _accumulated(stage, *whole, batch, accumulate)
         return (loss, aux.metrics, grads), aux.per_example
 
-    (loss, metrics, grads), per_example = replicas.on_each(own, (state.params, state.stage, frozen, key), batch)
-    return loss, Aux(metrics, state.stage, per_example), grads
+    (loss, metrics, grads), per_example = replicas.on_each(own, (params, state, frozen, key), batch)
+    return loss, Aux(metrics, state, per_example), grads
 
 
 def _accumulated(
-    stage: Stage, params: Tree, stage_state: Tree, frozen: Tree, key: Array, batch: Tree, accumulate: int
+    stage: Stage, params: Tree, state: Tree, frozen: Tree, key: Array, batch: Tree, accumulate: int
 ) -> tuple[Array, Aux, Tree]:
     value_and_grad = jax.value_and_grad(stage.loss, has_aux=True)
     samples = jax.tree.leaves(batch)[0].shape[0]
     if accumulate == 1:
-        (loss, aux), grads = value_and_grad(params, stage_state, frozen, batch, key)
-        return loss, _complete(aux, stage_state, samples), grads
+        (loss, aux), grads = value_and_grad(params, state, frozen, batch, key)
+        return loss, _complete(aux, state, samples), grads
     micro = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def body(carry: Any, item: Any) -> Any:
-        total, stage_state = carry
+        total, state = carry
         part, part_key = item
-        (loss, aux), grads = value_and_grad(params, stage_state, frozen, part, part_key)
-        aux = _complete(aux, stage_state, samples // accumulate)
+        (loss, aux), grads = value_and_grad(params, state, frozen, part, part_key)
+        aux = _complete(aux, state, samples // accumulate)
         total = jax.tree.map(jnp.add, total, grads)
         return (total, aux.state), (loss, aux.metrics, aux.per_example)
 
     zeros = jax.tree.map(jnp.zeros_like, params)
     keys = jax.random.split(key, accumulate)
-    (total, stage_state), (losses, metrics, per_example) = jax.lax.scan(body, (zeros, stage_state), (micro, keys))
+    (total, state), (losses, metrics, per_example) = jax.lax.scan(body, (zeros, state), (micro, keys))
     grads = jax.tree.map(lambda x: x / accumulate, total)
     mean = jax.tree.map(lambda x: x.mean(0), metrics)
-    return losses.mean(), Aux(mean, stage_state, per_example.swapaxes(0, 1).reshape(-1)), grads
+    return losses.mean(), Aux(mean, state, per_example.swapaxes(0, 1).reshape(-1)), grads
 
 
 def _complete(aux: Aux, stage_state: Tree, samples: int) -> Aux:
