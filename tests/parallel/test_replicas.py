@@ -39,7 +39,7 @@ def gradient(w, x, apart=True):
             (value, each), grad = jax.value_and_grad(lambda w: (loss(w, part).mean(), loss(w, part)), has_aux=True)(w)
             return jax.tree.map(jnp.add, total, (value / 4, grad / 4)), each
 
-        micro = x.reshape(-1, 4, WIDTH).swapaxes(0, 1)
+        micro = x.reshape(-1, 4, x.shape[-1]).swapaxes(0, 1)
         means, each = jax.lax.scan(body, (0.0, jnp.zeros_like(w)), micro)
         return means, each.swapaxes(0, 1).reshape(-1)
 
