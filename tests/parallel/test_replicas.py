@@ -99,3 +99,22 @@ def test_flash_kernels_are_given_what_is_left_of_the_mesh(monkeypatch):
     with jax.set_mesh(mesh):
         _, got = jax.jit(lambda q: replicas.on_each(own, {}, q))(place(q, mesh))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), got, wanted)
+
+
+def test_the_real_cudnn_call_is_of_local_shapes(monkeypatch):
+    """As it is lowered for GPUs, within a copy, with its gradient; its version alone is made up."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91300)
+    q, lengths = jnp.ones((4, 132, 4, 64), jnp.bfloat16), jnp.full(4, 100)
+
+    def own(scale, some):
+        q, lengths = some
+        mixed = lambda scale: attention(scale * q, q, q, kv_lengths=lengths, kernel="cudnn")  # noqa: E731
+        return jax.grad(lambda scale: mixed(scale).astype(jnp.float32).mean())(scale), lengths
+
+    with jax.set_mesh(make_mesh(data=2, fsdp=2, sequence=2)):
+        program = jax.jit(lambda *given: replicas.on_each(own, *given))
+        lowered = program.trace(jnp.bfloat16(1), (q, lengths)).lower(lowering_platforms=("cuda",))
+    calls = [line for line in lowered.as_text().splitlines() if "__cudnn$fmha" in line]
+    assert len(calls) == 2 and all("tensor<1x66x4x64xbf16>" in line for line in calls)

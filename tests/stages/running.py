@@ -46,15 +46,15 @@ class Running:
         return self.on(self.place(samples), key, params)
 
 
-def start(stage, mesh=None) -> Running:
-    """Loads a stage."""
+def start(stage, mesh=None, accumulate=1) -> Running:
+    """Loads a stage; its batches are taken in so many micro-batches."""
     mesh = mesh or one_device()
     with jax.set_mesh(mesh):
         parts = stage.load(mesh)
 
     def run(params, frozen, batch, key):
         batch, _ = stage.prepare(params, {}, frozen, batch, key)
-        return accumulated_gradients(stage, params, {}, frozen, batch, key)
+        return accumulated_gradients(stage, params, {}, frozen, batch, key, accumulate)
 
     return Running(stage, parts, mesh, jit(run))
 

@@ -208,6 +208,14 @@ def test_meshes_agree(run, settings, axes):
     assert running.difference(same, gradient) < 1e-6
 
 
+def test_micro_batches_draw_what_the_whole_draws(run, settings):
+    """Noise, noise level and what is dropped are a sample's own, however the batch is split."""
+    loss, _, gradient = run(samples(), KEY)
+    other, _, same = running.start(Pretrain(settings), accumulate=2)(samples(), KEY)
+    assert other == pytest.approx(loss, rel=1e-6)
+    assert running.difference(same, gradient) < 1e-6
+
+
 def test_steps_fit_a_batch(whole):
     optimiser = optax.adam(0.01)
     params = whole.parts.params
