@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from uae_jax.batching import place
+from uae_jax.parallel.mesh import make_mesh
 from uae_jax.stages.micro import in_parts, of_later_updates
 
 
@@ -38,6 +40,14 @@ def test_later_updates_are_worked_on_as_they_train(updates, accumulate):
     np.testing.assert_array_equal(got["b"], np.where(own, 0, 2 * np.arange(12)))
     jax.effects_barrier()
     assert {len(part) for part in seen} == {12 // (updates * accumulate)}
+
+
+def test_copies_of_the_weights_have_their_own_rows():
+    rows = np.arange(16.0)
+    mesh = make_mesh(data=4, fsdp=2)
+    with jax.set_mesh(mesh):
+        got = jax.jit(lambda x: of_later_updates(lambda some: {"b": 2 * some}, x, 2, 2))(place(rows, mesh))
+    np.testing.assert_array_equal(got["b"], np.where(got["before"], 0, 2 * rows))
 
 
 def test_only_a_part_is_computed_at_a_time():

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from uae_jax.parallel import replicas
+
 Tree = Any
 
 
@@ -46,5 +48,9 @@ def of_later_updates(function: Callable[[Tree], Tree], rows: Tree, updates: int,
         x = x.reshape(-1, updates - 1, *x.shape[1:])
         return jnp.concatenate([jnp.zeros_like(x[:, :1]), x], axis=1).reshape(-1, *x.shape[2:])
 
-    found = jax.tree.map(placed, in_parts(function, later, count // (updates * accumulate)))
-    return {**found, "before": jnp.arange(count) % updates == 0}
+    def own(_: Tree, later: Tree) -> tuple[Tree, Tree]:
+        rows = jax.tree.leaves(later)[0].shape[0]
+        return {}, in_parts(function, later, rows // ((updates - 1) * accumulate))
+
+    _, found = replicas.on_each(own, {}, later)  # as the gradient is taken, or they would round differently
+    return {**jax.tree.map(placed, found), "before": jnp.arange(count) % updates == 0}
