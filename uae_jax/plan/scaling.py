@@ -197,8 +197,8 @@ closed forms of `uae plan`. A line is a stage and a layout: weights lie once on 
   are joined over a data centre's network.
 - Weights that are split over chips are taken to be gathered in every pass over them, in decoding for every token; where
   it says *gathered* (`settings.rollout_weights`), once for all captions and once for all paintings of a step.
-- Gradients are summed over copies of the weights once per update, in float32; over the chips of an `fsdp` group in every
-  micro-batch (below, pretrain on 64 chips)."""
+- Gradients are summed over copies of the weights once per update, in float32; over the chips of an `fsdp` group in
+  every micro-batch (below, pretrain on 64 chips)."""
 
 
 def main() -> None:
