@@ -15,7 +15,7 @@ from uae_jax.parallel.mesh import abstract_mesh
 from uae_jax.plan import command, compiling, memory, planning, recorded, report, staged, timing, topologies, work
 from uae_jax.plan.compiling import GIB
 from uae_jax.plan.stand_ins import StandIns
-from uae_jax.training import configure
+from uae_jax.training import chain, configure
 from uae_jax.training.config import MeshConfig
 
 PRETRAIN = "configs/pretrain.py:size=full"
@@ -154,7 +154,7 @@ def test_size_of_models_that_are_not_there():
 
 
 def test_stages_that_go_on_from_the_last_have_its_size():
-    experiments = command.resolved(configure.load_config("configs/alternate.py:size=small"))
+    experiments = chain.untrained(configure.load_config("configs/alternate.py:size=small"))
     assert {experiment.settings.model for _, experiment in experiments} == {"runs/cold_start/model"}
 
 

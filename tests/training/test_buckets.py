@@ -11,7 +11,7 @@ from uae_jax import paths
 from uae_jax.report import page
 from uae_jax.report.runs import read_runs
 from uae_jax.stages import registry
-from uae_jax.training import loop, metrics
+from uae_jax.training import chain, loop, metrics
 from uae_jax.weights import checkpoint
 
 RUN = "gs://bucket/runs/one"
@@ -89,7 +89,7 @@ def test_a_stage_starts_from_a_model_in_the_bucket(bucket):
         test_loop.experiment(steps=2),
         test_loop.experiment(steps=2, settings=toy.Settings(model="previous")),
     )
-    folders = loop.train_stages([("one", first), ("two", second)], RUN)
+    folders = chain.train_stages([("one", first), ("two", second)], RUN)
     assert [str(folder) for folder in folders] == [f"{RUN}/1_one/model", f"{RUN}/2_two/model"]
     started = test_loop.result(folders[1])["from"]
     assert json.loads((checkpoint.resolve(started) / "toy.json").read_text()) == test_loop.result(folders[0])

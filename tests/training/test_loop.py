@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import os
-import shutil
 import signal
-from pathlib import Path
 
 import jax
 import pytest
@@ -109,23 +107,6 @@ def test_stopped_and_resumed_is_as_never_stopped(tmp_path, monkeypatch, kind):
     assert len(steps) == len(set(steps))
 
 
-def test_told_to_stop_while_a_result_is_written_no_other_stage_begins(tmp_path, monkeypatch):
-    save = toy.Toy.save
-
-    def told(*arguments):
-        save(*arguments)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    stages = [("first", experiment(steps=3)), ("second", experiment(steps=3))]
-    with monkeypatch.context() as patch:
-        patch.setattr(toy.Toy, "save", told)
-        with pytest.raises(loop.Stopped, match="first: told to stop, and done"):
-            loop.train_stages(stages, tmp_path)
-    assert (tmp_path / "1_first/model/toy.json").is_file() and not (tmp_path / "2_second").exists()
-    loop.train_stages(stages, tmp_path)
-    assert (tmp_path / "2_second/model/toy.json").is_file()
-
-
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):
     loop.train(experiment(), tmp_path)
     before = (tmp_path / "model/toy.json").stat().st_mtime_ns
@@ -159,25 +140,6 @@ def test_a_start_that_failed_leaves_the_folder_free(tmp_path, monkeypatch, capsy
     assert "goes on with other settings" not in capsys.readouterr().err
 
 
-def test_a_stage_that_failed_to_start_may_begin_from_another_result(tmp_path, monkeypatch):
-    stages = lambda first: [  # noqa: E731
-        ("first", experiment(steps=first)),
-        ("second", experiment(steps=3, settings=toy.Settings(model="previous"))),
-    ]
-
-    def fails(self, mesh):
-        if self.settings.model:
-            raise ValueError("no")
-        return load(self, mesh)
-
-    load = toy.Toy.load
-    with monkeypatch.context() as patch, pytest.raises(ValueError, match="no"):
-        patch.setattr(toy.Toy, "load", fails)
-        loop.train_stages(stages(3), tmp_path)
-    assert (tmp_path / "2_second/began_from.json").exists()
-    loop.train_stages(stages(5), tmp_path)
-
-
 def test_a_run_may_go_on_at_another_rate_and_says_so(tmp_path, capsys):
     loop.train(experiment(steps=3), tmp_path)
     slower = OptimiserConfig(learning_rate=0.01, warmup=2)
@@ -201,19 +163,6 @@ def test_killed_while_a_longer_run_writes_its_result_it_is_written_after_all(tmp
     assert result(tmp_path / "model")["seen"] == 3 * 8 and results.finished(tmp_path) == 3
     loop.train(experiment(steps=5), tmp_path)
     assert result(tmp_path / "model")["seen"] == 5 * 8 and results.finished(tmp_path) == 5
-
-
-def test_what_follows_a_stage_does_not_go_on_from_another_result_of_it(tmp_path):
-    stages = lambda first: [  # noqa: E731
-        ("first", experiment(steps=first)),
-        ("second", experiment(steps=3, settings=toy.Settings(model="previous"))),
-    ]
-    loop.train_stages(stages(3), tmp_path)
-    loop.train_stages(stages(3), tmp_path)
-    with pytest.raises(ValueError, match=r"2_second: began from .*1_first as of step 3, which is of step 5 now"):
-        loop.train_stages(stages(5), tmp_path)
-    shutil.rmtree(tmp_path / "2_second")
-    loop.train_stages(stages(5), tmp_path)
 
 
 def test_a_folder_of_an_earlier_version_goes_on(tmp_path):
@@ -245,32 +194,6 @@ def test_a_bad_sample_now_and_then_is_counted_and_named(tmp_path, capsys):
     assert 2 <= trained[-1]["nonfinite_steps"] <= 4
     assert "scenes:0:62" in capsys.readouterr().err
     assert all(value == value for value in result(tmp_path / "model")["linear"]["bias"])
-
-
-def test_stages_follow_each_other(tmp_path):
-    first, second = experiment(steps=2), experiment(steps=3, settings=toy.Settings(model="previous"))
-    folders = loop.train_stages([("one", first), ("two", second)], tmp_path)
-    assert folders == [tmp_path / "1_one/model", tmp_path / "2_two/model"]
-    assert result(folders[1])["from"] == str(folders[0])
-    third = experiment(steps=2, settings=toy.Settings(model="previous:one"))
-    folders = loop.train_stages([("one", first), ("two", second), ("three", third)], tmp_path)
-    assert result(folders[2])["from"] == str(folders[0])
-    with pytest.raises(ValueError, match="'previous:tow', but there are one"):
-        loop.train_stages([("one", first), ("two", experiment(settings=toy.Settings(model="previous:tow")))], tmp_path)
-    with pytest.raises(ValueError, match="no stage comes before"):
-        loop.train_stages([("two", second)], tmp_path / "other")
-
-
-def test_a_list_of_stages_may_be_moved(tmp_path, monkeypatch):
-    stages = [("one", experiment(steps=2)), ("two", experiment(steps=3, settings=toy.Settings(model="previous")))]
-    loop.train_stages(stages, tmp_path / "here")
-    (tmp_path / "here").rename(tmp_path / "there")
-    monkeypatch.chdir(tmp_path)
-    longer = [stages[0], ("two", dataclasses.replace(stages[1][1], steps=5))]
-    loop.train_stages(longer, Path("there"))  # by another path, too
-    assert [line["step"] for line in history(tmp_path / "there/2_two")][-1] == 5
-    record = json.loads((tmp_path / "there/2_two/config.json").read_text())
-    assert record["settings"]["model"] == "../1_one/model"
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from uae_jax.report import page
 from uae_jax.rewards.reconstruction import DEFAULT_PARTS, scorer_folder
 from uae_jax.tiny import figures
 from uae_jax.tiny.figures import Look, Scenes
-from uae_jax.training import configure, loop
+from uae_jax.training import chain, configure
 
 CONFIG = Path(__file__).with_name("config.py")
 START = "tiny"
@@ -62,7 +62,7 @@ def compiled_once(folder: Path) -> Iterator[None]:
 
 
 def _demo(args: argparse.Namespace, experiments: list, workdir: Path) -> int:
-    models = loop.train_stages(experiments, workdir, quiet=args.quiet)
+    models = chain.train_stages(experiments, workdir, quiet=args.quiet)
     names = ["embedded", *(name for name, _ in experiments)]
     scenes = Scenes.sample(args.scenes)
     rows = {}

@@ -1,7 +1,6 @@
 """What `uae plan` does: prints what every stage of a config would take on a topology."""
 
 import argparse
-import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -9,10 +8,7 @@ from pathlib import Path
 
 from uae_jax.plan import compiling, planning, report, topologies
 from uae_jax.plan.stand_ins import StandIns
-from uae_jax.training import configure
-from uae_jax.training.config import Experiment
-
-Experiments = list[tuple[str, Experiment]]
+from uae_jax.training import chain, configure
 
 
 def run(args: argparse.Namespace) -> int:
@@ -23,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     """
     topology = topologies.parse(args.topology)
     compiling.look_for_no_device()
-    experiments = resolved(configure.load_config(args.config, args.overrides))
+    experiments = chain.untrained(configure.load_config(args.config, args.overrides))  # sizes are all that counts
     size = args.models or size_of(args.config)
     plans = []
     if args.json:
@@ -48,16 +44,3 @@ def size_of(config: str) -> str:
     """The size that a config's argument names, as those in `configs/` take it; else that of the published models."""
     named = re.search(r"[:,]size=(\w+)", config)
     return named[1] if named else "full"
-
-
-def resolved(experiments: Experiments) -> Experiments:
-    """Puts the model that the first stage starts from in the place of "previous": its size is all that counts here."""
-    model, result = "", []
-    for name, experiment in experiments:
-        own = getattr(experiment.settings, "model", "")
-        if own.startswith("previous") and model:
-            experiment = dataclasses.replace(experiment, settings=dataclasses.replace(experiment.settings, model=model))
-        else:
-            model = own
-        result.append((name, experiment))
-    return result

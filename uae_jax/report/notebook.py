@@ -3,7 +3,7 @@
     show({"image": images, "painting": paintings}, captions)
 
     with watch("runs/demo"):
-        loop.train_stages(experiments, Path("runs/demo"), quiet=True)
+        chain.train_stages(experiments, Path("runs/demo"), quiet=True)
 
 Needs IPython and matplotlib (`pip install -e '.[notebook]'`; Colab has both).
 """

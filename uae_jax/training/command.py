@@ -12,7 +12,7 @@ from uae_jax.data.sources import open_source
 from uae_jax.parallel import processes
 from uae_jax.stages import precompute
 from uae_jax.stages.precompute import EncodeSettings
-from uae_jax.training import configure, loop
+from uae_jax.training import chain, configure
 
 
 def train(args: argparse.Namespace) -> int:
@@ -24,7 +24,7 @@ def train(args: argparse.Namespace) -> int:
     workdir = paths.as_path(args.workdir)
     with processes.together():  # first of all, as a config may use JAX
         experiments = configure.load_config(args.config, args.overrides)
-        folders = loop.train_stages(experiments, workdir, quiet=args.quiet)
+        folders = chain.train_stages(experiments, workdir, quiet=args.quiet)
         if processes.is_main():
             print(*folders, sep="\n")
     return 0

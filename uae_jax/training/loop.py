@@ -1,4 +1,4 @@
-"""The one training loop. It knows no stage; a stage knows no loop.
+"""The one training loop. It knows no stage; a stage knows no loop, and neither knows what comes after.
 
 workdir/config.json         what the run is
 workdir/checkpoints/        see `uae_jax.training.checkpoints`
@@ -43,73 +43,11 @@ from uae_jax.training.results import MODEL
 from uae_jax.training.state import TrainState, abstract, make_state
 from uae_jax.training.update import make_step
 
-PREVIOUS = "previous"
 Tree = Any
 
 
 class Stopped(RunError):
     """The run was asked to stop; the same command goes on from its last checkpoint."""
-
-
-def train_stages(experiments: Sequence[tuple[str, Experiment]], workdir: Path, *, quiet: bool = False) -> list[Path]:
-    """Runs stages in order; a stage may start from the results before it.
-
-    Where a field of a stage's settings says "previous", it gets the model folder of the stage before; where it says
-    "previous:NAME", that of the stage of this name.
-
-    Args:
-      experiments: name and experiment of each; a single one works in `workdir` itself, several in folders below it.
-      workdir: local or "gs://..."; whatever of the run is there already is not done again.
-      quiet: no progress bar.
-
-    Returns:
-      each stage's model folder.
-
-    Raises:
-      ValueError: if something does not fit; before anything is allocated.
-      Stopped: on SIGTERM, after saving.
-    """
-    models: dict[str, Path] = {}
-    beside: dict[str, str] = {}  # the same, as seen from a stage's own folder
-    workdir = paths.as_path(workdir)
-    for (name, experiment), folder in zip(experiments, stage_folders(experiments, workdir), strict=True):
-        started, recorded = (
-            dataclasses.replace(experiment, settings=_with_results(experiment.settings, found, name))
-            for found in (models, beside)
-        )
-        used = _results_in(recorded.settings, beside)
-        began = {beside[other]: models[other].parent for other in used}
-        models[name] = train(started, folder, name=name, quiet=quiet, recorded=recorded, began=began)
-        beside[name] = f"../{folder.name}/{MODEL}"
-    return list(models.values())
-
-
-def stage_folders(experiments: Sequence[tuple[str, Experiment]], workdir: Path) -> list[Path]:
-    """Where each stage works."""
-    if len(experiments) == 1:
-        return [workdir]
-    return [workdir / f"{number}_{name}" for number, (name, _) in enumerate(experiments, start=1)]
-
-
-def _with_results(settings: Any, results: dict[str, Any], name: str) -> Any:
-    """Fills the folders of earlier results in."""
-    changed = {}
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if not isinstance(value, str) or value.split(":")[0] != PREVIOUS:
-            continue
-        wanted = value.partition(":")[2] or next(reversed(results), "")
-        if wanted not in results:
-            before = f"there are {', '.join(results)}" if results else "no stage comes before it"
-            raise ValueError(f"{name}: settings.{field.name} is {value!r}, but {before}")
-        changed[field.name] = str(results[wanted])
-    return dataclasses.replace(settings, **changed)
-
-
-def _results_in(settings: Any, results: dict[str, str]) -> list[str]:
-    """The stages whose results are in settings."""
-    values = [getattr(settings, field.name) for field in dataclasses.fields(settings)]
-    return [name for name, result in results.items() if result in values]
 
 
 def train(
@@ -121,21 +59,23 @@ def train(
     recorded: Experiment | None = None,
     began: Mapping[str, Path] = {},
 ) -> Path:
-    """Runs one stage from its last checkpoint, or from the start, to its end; see `train_stages`.
+    """Runs one stage from its last checkpoint, or from the start, to its end; returns its model folder.
 
     Args:
+      experiment: what is run.
+      workdir: local or "gs://..."; whatever of the run is there already is not done again.
+      name: by which it is spoken of.
+      quiet: no progress bar.
       recorded: the experiment as `workdir` is to remember it, if other than as it is run: with no path in it by which
         this machine finds the folder.
       began: earlier results that it begins from, see `results.begin`.
+
+    Raises:
+      ValueError: if something does not fit; before anything is allocated.
+      Stopped: on SIGTERM, after saving.
     """
     workdir = paths.as_path(workdir)
-    stage = registry.find(experiment.stage)(experiment.settings, experiment.seed)
-    mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
-    if experiment.profile_steps and paths.is_remote(workdir):
-        raise ValueError(f"{workdir}: profile_steps={experiment.profile_steps}, but profiles go to local workdirs only")
-    check_batch(experiment, mesh, stage.updates)
-    done = results.finished(workdir)
-    inputs = open_inputs(experiment, stage, mesh) if done is None or done < experiment.steps else None
+    stage, mesh, inputs = opened(experiment, workdir)
     changed = remember(recorded or experiment, workdir)
     results.begin(workdir, began)
     with contextlib.ExitStack() as stack:
@@ -147,6 +87,21 @@ def train(
         if run.preemption.requested:  # after its last step; whatever comes next has handlers of its own
             raise Stopped(f"{run.name}: told to stop, and done; the same command goes on from there")
         return result
+
+
+def opened(experiment: Experiment, workdir: Path) -> tuple[Stage, Mesh, Inputs | None]:
+    """Checks what a stage needs and opens what it reads, nothing if it is done; nothing is allocated or written.
+
+    Raises:
+      ValueError: if settings do not go together, or there is no such data or model; names it.
+    """
+    stage = registry.find(experiment.stage)(experiment.settings, experiment.seed)
+    mesh = make_mesh(**dataclasses.asdict(experiment.mesh))
+    if experiment.profile_steps and paths.is_remote(workdir):
+        raise ValueError(f"{workdir}: profile_steps={experiment.profile_steps}, but profiles go to local workdirs only")
+    check_batch(experiment, mesh, stage.updates)
+    done = results.finished(workdir)
+    return stage, mesh, open_inputs(experiment, stage, mesh) if done is None or done < experiment.steps else None
 
 
 def check_batch(experiment: Experiment, mesh: Mesh, updates: int = 1) -> None:

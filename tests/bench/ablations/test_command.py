@@ -44,7 +44,7 @@ def bench(monkeypatch, tmp_path, capsys):
         judges = judges or dict.fromkeys(("clip", "longclip", "dinov2", "dinov3"), 0.5 + gain)
         return recorded(unified=float(np.mean(list(judges.values()))), words=20.0 + 100 * gain, **judges)
 
-    monkeypatch.setattr(command.loop, "train_stages", train)
+    monkeypatch.setattr(command.chain, "train_stages", train)
     monkeypatch.setattr(command.compare, "measure", measure)
 
     def bench(*more, code=0):

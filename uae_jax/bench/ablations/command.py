@@ -24,8 +24,8 @@ from uae_jax.data.caption_files import write_whole
 from uae_jax.tiny import compare
 from uae_jax.tiny.compare import Ratios
 from uae_jax.tiny.figures import Look, Scenes
-from uae_jax.training import loop
-from uae_jax.training.loop import MODEL, stage_folders
+from uae_jax.training import chain
+from uae_jax.training.results import MODEL
 
 TABLE = "ablations.json"
 
@@ -46,7 +46,7 @@ def ablate(args: argparse.Namespace) -> int:
         link_shared(run, each.values(), workdir / "runs")
         if not run.result(workdir / "runs" / name).is_dir():
             print(f"uae: run {number} of {len(each)}: {run.config}", file=sys.stderr)
-            loop.train_stages(run.stages, workdir / "runs" / name, quiet=args.quiet)
+            chain.train_stages(run.stages, workdir / "runs" / name, quiet=args.quiet)
             gc.collect()
             jax.clear_caches()  # the programs of one run are of no use to the next
     measuring = Measuring(workdir, Scenes.sample(args.scenes))
@@ -79,7 +79,7 @@ def kept(workdir: Path) -> dict[str, Any]:
 def link_shared(run: Run, others: Iterable[Run], folder: Path) -> None:
     """Has a run find the stages that it shares with others done, as far as they are: links to the others' folders."""
     for other in others:
-        owns, theirs = (stage_folders(each.stages, folder / each.name) for each in (run, other))
+        owns, theirs = (chain.stage_folders(each.stages, folder / each.name) for each in (run, other))
         for own, done in list(zip(owns, theirs, strict=False))[: run.shared(other)]:
             if (done / MODEL).is_dir() and not own.exists():
                 own.parent.mkdir(parents=True, exist_ok=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from uae_jax.bench.ablations.studies import Run
+from uae_jax.training.chain import stage_folders
 from uae_jax.training.config import Experiment
-from uae_jax.training.loop import stage_folders
 
 # Seconds for one sample, caption or painting of the tiny size: the third estimated from a random model's first steps
 # on a crowded machine, the others from the work that they do beside it. Right to a factor of two or three.

@@ -14,8 +14,9 @@ from uae_jax.plain import ConfigError, from_plain, nearest
 from uae_jax.rewards.reconstruction import UNIFIED
 from uae_jax.tiny.figures import Look
 from uae_jax.training import config_files, configure
+from uae_jax.training.chain import stage_folders
 from uae_jax.training.config import Experiment
-from uae_jax.training.loop import MODEL, stage_folders
+from uae_jax.training.results import MODEL
 
 UNTRAINED = "untrained"  # what `AGAINST` calls the model that all runs start from
 
