@@ -51,7 +51,6 @@ def generate(args: argparse.Namespace) -> int:
     targets = [output / f"{i:05d}.png" for i in range(len(prompts))]
     refuse_overwriting(targets, args.force)
     settings = paint_settings(args)
-    check_size(args.model, settings)
     make_output(output)
     uae = load(args, scorers={})
     with Report("painted", len(prompts)) as report:
@@ -69,7 +68,6 @@ def reconstruct(args: argparse.Namespace) -> int:
     refuse_overwriting(targets.values(), args.force, inputs=files)
     refuse_none(files)
     writing, painting = caption_settings(args), paint_settings(args)
-    check_size(args.model, painting)
     make_output(output)
     uae = load(args, scorers=dict(args.scorer) or None)
     with Report("reconstructed", len(files)) as report:
@@ -304,7 +302,7 @@ def caption_settings(args: argparse.Namespace) -> CaptionSettings:
 
 
 def paint_settings(args: argparse.Namespace) -> PaintSettings:
-    """The options of painting, checked."""
+    """The options of painting, checked, a size against what the model can paint; reads no weights."""
     values = dict(
         steps=args.steps,
         guidance=args.guidance,
@@ -313,14 +311,11 @@ def paint_settings(args: argparse.Namespace) -> PaintSettings:
         conditioning=args.conditioning,
     )
     given(PaintSettings(), **values)
-    return given(Defaults.of(args.model).paint, **values)
-
-
-def check_size(model: str, settings: PaintSettings) -> None:
-    """Raises `ValueError` on a size, where one is given, that a model cannot paint; reads no weights."""
+    settings = given(Defaults.of(args.model).paint, **values)
     if settings.size is not None:
         height, width = (settings.size,) * 2 if isinstance(settings.size, int) else settings.size
-        check_sides(height, width, *uae_weights.read_sizes(model))
+        check_sides(height, width, *uae_weights.read_sizes(args.model))
+    return settings
 
 
 def _sides(text: str) -> tuple[int, int]:

@@ -167,6 +167,12 @@ def test_bad_prompts_are_refused_before_anything_is_painted(tmp_path, capsys, na
     assert wanted in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_a_size_that_the_model_cannot_paint_is_told_before_it_is_loaded(prompts, tmp_path, capsys):
+    assert bench("geneval", prompts, tmp_path / "out", "--size", "42") == 1
+    assert "size is 42x42, wanted sides in multiples of 8" in capsys.readouterr().err
+    assert Painter.loaded == 0 and not (tmp_path / "out").exists()
+
+
 def test_dpg_refuses_what_its_scorer_would_cut_wrongly(prompts, tmp_path, capsys):
     assert bench("dpg", prompts, tmp_path / "out", "--size", "64x32") == 1
     assert "wanted a square" in capsys.readouterr().err
