@@ -134,8 +134,8 @@ LOGICAL_AXES = LogicalAxes(
     (r"(timestep|pooled)_embedder/down/kernel", ("mlp", "embed")),
     (r"(timestep|pooled)_embedder/up/bias", ("mlp",)),
     (r"(pos_embed/proj|context_embedder|(timestep|pooled)_embedder/down)/bias", (None,)),
-    (r"((layers_adaln_\d+|last_adaln)/(image|context)|out_adaln)/kernel", ("embed", None, "mlp")),
-    (r"((layers_adaln_\d+|last_adaln)/(image|context)|out_adaln)/bias", (None, "mlp")),
+    (r"((layers_adaln_\d+|last_adaln)/(image|context)|out_adaln)/kernel", ("embed", "mlp")),
+    (r"((layers_adaln_\d+|last_adaln)/(image|context)|out_adaln)/bias", ("mlp",)),
     (r"(layers_\d+|last)/attn2?/(add_)?[qkv]/kernel", ("embed", "heads")),
     (r"(layers_\d+|last)/attn2?/(add_)?[qkv]/bias", ("heads",)),
     (r"(layers_\d+|last)/attn2?/(add_)?o/kernel", ("heads", "embed")),
@@ -257,7 +257,7 @@ class Embedder(nn.Module):
         return Linear(self.width, runtime=self.runtime, name="down")(x)
 
 
-def _zero_linear(features: int | tuple[int, ...], runtime: Runtime, name: str | None = None) -> Linear:
+def _zero_linear(features: int, runtime: Runtime, name: str | None = None) -> Linear:
     """Linear that starts at zero, so that a fresh layer passes its input on (adaLN-Zero, arXiv 2212.09748)."""
     return Linear(features, runtime=runtime, kernel_init=nn.initializers.zeros, name=name)
 
@@ -272,12 +272,18 @@ class StreamAdaLN(nn.Module):
 
     @nn.compact
     def __call__(self, activated: Array) -> tuple[Array, StreamModulation]:  # [B, D]
-        image = _zero_linear((self.image, self.width), self.runtime, "image")(activated)
-        context = _zero_linear((self.context, self.width), self.runtime, "context")(activated)
-        # Small, and multiplied with tokens whose width is whole on every device: gather it here.
-        return activated, StreamModulation(
-            image=constrain(image, "batch", None, None), context=constrain(context, "batch", None, None)
-        )
+        image = _zero_linear(self.image * self.width, self.runtime, "image")(activated)
+        context = _zero_linear(self.context * self.width, self.runtime, "context")(activated)
+        return activated, StreamModulation(image=_apart(image, self.image), context=_apart(context, self.context))
+
+
+def _apart(modulation: Array, count: int) -> Array:  # [B, K*D] -> [B, K, D]
+    """The vectors of a modulation. Small, and multiplied with tokens whose width is whole on every device.
+
+    They lie side by side in one kernel [D, K*D]: one of [D, K, D] the TPU compiler copies as a whole, padded.
+    """
+    whole = constrain(modulation, "batch", None)
+    return whole.reshape(-1, count, whole.shape[-1] // count)
 
 
 class JointAttention(nn.Module):
@@ -414,7 +420,7 @@ class SD3Transformer(nn.Module):
         ]
         self.last_adaln = StreamAdaLN(width, 9 if cfg.last_is_dual else 6, 2, run)
         self.last = JointBlock(cfg, cfg.last_is_dual, True, run)
-        self.out_adaln = _zero_linear((2, width), run)
+        self.out_adaln = _zero_linear(2 * width, run)
         self.norm_out = layer_norm(run, EPSILON, affine=False)
         self.proj_out = _zero_linear(cfg.patch_size**2 * cfg.out_channels, run)
 
@@ -449,7 +455,7 @@ class SD3Transformer(nn.Module):
         return Modulation(
             layers=tuple(run(activated)[1] for run in self.layers_adaln),
             last=self.last_adaln(activated)[1],
-            out=constrain(self.out_adaln(activated), "batch", None, None),
+            out=_apart(self.out_adaln(activated), 2),
         )
 
     def denoise(

@@ -12,7 +12,7 @@ from uae_jax.models.sd3 import SD3Config, SD3Transformer
 from uae_jax.weights.architecture import Architecture
 from uae_jax.weights.checkpoint import DIFFUSION_MODEL
 from uae_jax.weights.errors import WeightsError
-from uae_jax.weights.table import SAME, Entry, Layout, fused, fused_bias, linear, module, norm, patch
+from uae_jax.weights.table import SAME, Entry, Layout, linear, module, norm, patch
 
 NAME = "SD3Transformer2DModel"
 
@@ -106,7 +106,7 @@ def table(config: SD3Config) -> list[Entry]:
         Entry("pos_embed/table", "pos_embed.pos_embed", _position_table(config.pos_embed_max_size)),
         *module("pos_embed/proj", "pos_embed.proj", proj),
         *linear("context_embedder", "context_embedder"),
-        *_adaln("out_adaln", "norm_out.linear", 2, None),
+        *linear("out_adaln", "norm_out.linear"),
         *linear("proj_out", "proj_out"),
     ]
     for native, published in (("timestep_embedder", "timestep_embedder"), ("pooled_embedder", "text_embedder")):
@@ -123,8 +123,8 @@ def _layer(config: SD3Config, path: str, adaln: str, key: str, dual: bool, numbe
     """Entries of a run of equal layers, or of the last layer where `numbers` is None."""
     last = numbers is None
     entries = [
-        *_adaln(f"{adaln}/image", f"{key}.norm1.linear", 9 if dual else 6, numbers),
-        *_adaln(f"{adaln}/context", f"{key}.norm1_context.linear", 2 if last else 6, numbers),
+        *linear(f"{adaln}/image", f"{key}.norm1.linear", layers=numbers),
+        *linear(f"{adaln}/context", f"{key}.norm1_context.linear", layers=numbers),
     ]
     for attn in ("attn", "attn2") if dual else ("attn",):
         for native, published in _JOINT.items():
@@ -138,10 +138,6 @@ def _layer(config: SD3Config, path: str, adaln: str, key: str, dual: bool, numbe
         entries += linear(f"{path}/{ff}/up", f"{key}.{ff}.net.0.proj", layers=numbers)
         entries += linear(f"{path}/{ff}/down", f"{key}.{ff}.net.2", layers=numbers)
     return entries
-
-
-def _adaln(path: str, key: str, parts: int, numbers: range | None) -> list[Entry]:
-    return module(path, key, {"kernel": ("weight", fused(parts)), "bias": ("bias", fused_bias(parts))}, numbers)
 
 
 def _position_table(side: int) -> Layout:  # [1, G*G, D] <-> [G, G, D]
