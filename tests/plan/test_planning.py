@@ -162,8 +162,8 @@ def test_stages_that_go_on_from_the_last_have_its_size():
 def test_closed_forms_are_what_the_compiler_said(case):
     """Peaks, within 10%.
 
-    Of `understanding_for_gen`, as read off what lives at its peaks: frozen weights in another layout, 2.3 GiB where
-    they are split, and 6.5, of the modulations alone, where they lie whole; some 2 GiB of the decoder's last layer.
+    Of `understanding_for_gen`, as read off what lives at its peaks: frozen weights in another layout, 1.8 GiB where
+    they are split, and none where they lie whole; some 2 GiB of the decoder's last layer.
     """
     loaded = case.load()
     estimated = memory.estimate(loaded)

@@ -29,7 +29,6 @@ KEPT = {"none": 22.0, "dots": 12.0, "full": 1.0}  # what every other layer keeps
 IN_ATTENTION = {"none": 4.0, "dots": 3.0, "full": 0.0}
 HIDDEN = {"none": 14.0, "dots": 4.0, "full": 0.0}
 _AT_WORK_IN = (8.0, 16.0)  # with their gradients
-_TILE = 8  # rows, to which a TPU pads
 _BLOCK = 8.0  # of a residual block of the VAE: its arrays at full size that the way back needs
 # Of one in float32, where the whole decoding half is on its way back: two results of convolutions, and what these were
 # given, which a TPU rounds to bfloat16. The block at work has gradients beside them.
@@ -152,18 +151,11 @@ def _cast(params: Any, dtype: Any) -> float:
 def _laid_out_anew(run: Run, frozen: Any) -> float:
     """What the decoder has frozen and the compiler copies before a loop over denoising steps that has gradients.
 
-    All that is split over chips, as it is gathered in another layout. Of weights that lie whole on a chip the stacked
-    modulations alone, [layers, width, 6, width]. In the copies those six are padded to eight, a tile's rows.
+    It is all that is split over chips, as it is gathered in another layout.
     """
     if run.staged.experiment.stage != "understanding_for_gen":
         return 0.0
-    total = 0.0
-    for leaf in jax.tree.leaves(frozen["decoder"]):
-        if leaf.ndim > 3:
-            total += chip_bytes(leaf) * -(-leaf.shape[-2] // _TILE) * _TILE / leaf.shape[-2]
-        elif is_split(leaf, "fsdp"):
-            total += chip_bytes(leaf)
-    return total
+    return float(sum(chip_bytes(leaf) for leaf in jax.tree.leaves(frozen["decoder"]) if is_split(leaf, "fsdp")))
 
 
 def _per_sample(run: Run) -> float:
