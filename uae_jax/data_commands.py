@@ -22,6 +22,7 @@ from uae_jax.data.records import Source
 from uae_jax.data.sources import open_source
 from uae_jax.data.sources.folder import FolderSource
 from uae_jax.data.sources.table import RowSource
+from uae_jax.data.tokenizers import load_tokenizer
 from uae_jax.engine import CaptionSettings
 
 SHEET, FACTS = "contact_sheet.html", "inspection.json"
@@ -80,15 +81,13 @@ def _warnings(result: Inspection, source: Source) -> Iterator[str]:
 
 def _token_counter(model: str) -> CountTokens:
     """Counts tokens as the encoder does: special tokens in a text are plain text."""
-    import transformers
-
     from uae_jax.weights import checkpoint
 
     root = checkpoint.resolve(model)
     folders = [folder for folder in (root / "llm_model", root / "files" / "llm_model", root) if _has_tokenizer(folder)]
     if not folders:
         raise ValueError(f"{model}: no tokenizer.json in it, nor in its llm_model")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folders[0])
+    tokenizer = load_tokenizer(folders[0])
     return lambda text: len(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
 

@@ -5,12 +5,14 @@ one out, it is tokenised apart, character by character if need be.
 """
 
 import dataclasses
+import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from uae_jax.data.tokenizers import load_tokenizer
 from uae_jax.data.vision_inputs import VisionInputConfig, config_from_json, image_patches
 from uae_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
 from uae_jax.models.qwen2_5_vl.positions import image_index, mrope_positions, pack_images
@@ -108,12 +110,8 @@ class PromptBuilder:
         Raises:
           ValueError: if there is no tokenizer in the folder; says where to get one.
         """
-        import json
-
-        import transformers
-
         check_tokenizer(folder, [file.name for file in folder.iterdir()])
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        tokenizer = load_tokenizer(folder)
         if not tokenizer.chat_template and (folder / "chat_template.json").is_file():  # where older folders keep it
             tokenizer.chat_template = json.loads((folder / "chat_template.json").read_text())["chat_template"]
         inputs = VisionInputConfig()

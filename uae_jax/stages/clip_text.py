@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from uae_jax.data.text import pad_tokens
+from uae_jax.data.tokenizers import load_tokenizer
 from uae_jax.models.clip import LEGACY_EOS, CLIPTextConfig
 from uae_jax.weights import checkpoint
 
@@ -23,11 +24,9 @@ class CLIPTokens:
         Raises:
           ValueError: if there is none in the folder, or it is not that of a text tower of these sizes.
         """
-        import transformers
-
         if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             raise ValueError(f"{folder}: no tokenizer.json in it (nor vocab.json); name a folder in tokenizer")
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = load_tokenizer(folder)
         self.config = config
         start, end, size = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, len(self.tokenizer)
         wanted = size - 1 if config.eos_token_id == LEGACY_EOS else config.eos_token_id  # legacy: the highest id

@@ -13,6 +13,7 @@ from pathlib import Path
 import tqdm
 
 from uae_jax.data.scenes import LEVELS
+from uae_jax.data.tokenizers import load_tokenizer
 from uae_jax.pipeline import UAE
 from uae_jax.tiny import figures
 from uae_jax.tiny.figures import ONE_OBJECT, SEVERAL, Scenes
@@ -77,9 +78,7 @@ def measure(model: UAE, folder: Path, count: int, seed: int = figures.SEED, only
     for name, scorer in model.scorers.items():
         run(name, count * (len(figures.CHANGES) + 1), figures.closeness, scorer, some)
         if scorer.model.architecture.name == "CLIPModel":
-            import transformers
-
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder / uae.SCORERS / name)
+            tokenizer = load_tokenizer(folder / uae.SCORERS / name)
             levels = LEVELS[1:]
             whole = count // GROUP * GROUP * len(levels)
             run(name, whole, figures.retrieval, scorer, tokenizer, some, levels, GROUP)
