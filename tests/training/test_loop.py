@@ -16,6 +16,7 @@ from uae_jax.stages import registry
 from uae_jax.training import loop, results
 from uae_jax.training.config import EMAConfig, Experiment, MeshConfig, OptimiserConfig
 from uae_jax.training.metrics import read_history
+from uae_jax.training.optimisers import schedule
 
 
 @pytest.fixture(autouse=True)
@@ -191,7 +192,10 @@ def test_ten_bad_steps_in_a_row_end_the_run_and_name_the_samples(tmp_path, capsy
 def test_a_bad_sample_now_and_then_is_counted_and_named(tmp_path, capsys):
     loop.train(experiment(settings=toy.Settings(poison=62)), tmp_path)  # 62 and 63: once in eight steps each
     trained = [line for line in history(tmp_path) if "loss" in line]
-    assert 2 <= trained[-1]["nonfinite_steps"] <= 4
+    assert 2 <= (refused := int(trained[-1]["nonfinite_steps"])) <= 4
+    # The rate of the last update that was made: the schedule counts no other.
+    rate = schedule(OptimiserConfig(learning_rate=0.05, warmup=2), 12)
+    assert trained[-1]["learning_rate"] == rate(11 - refused)
     assert "scenes:0:62" in capsys.readouterr().err
     assert all(value == value for value in result(tmp_path / "model")["linear"]["bias"])
 

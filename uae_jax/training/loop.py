@@ -35,7 +35,7 @@ from uae_jax.training.feed import Fed, Feed
 from uae_jax.training.inputs import Inputs, open_inputs
 from uae_jax.training.metrics import Averages, MetricsWriter, Reading
 from uae_jax.training.nonfinite import BadSteps
-from uae_jax.training.optimisers import make_optimiser, schedule
+from uae_jax.training.optimisers import make_optimiser, schedule, updates_made
 from uae_jax.training.preemption import Preemption
 from uae_jax.training.profiling import Profiler
 from uae_jax.training.progress import Progress
@@ -302,7 +302,7 @@ class Run:
         for failure in self.store.check():
             self.progress.note(str(failure))
         means |= {
-            "learning_rate": float(self.rate(number * self.stage.updates - 1)),
+            "learning_rate": float(self.rate(max(updates_made(self.state.moments) - 1, 0))),
             "nonfinite_steps": self.bad.count,
             "waited_for_data": feed.waited_fraction(),
             "compiled_programs": self.compilations.flush(),

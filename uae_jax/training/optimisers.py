@@ -65,6 +65,14 @@ def make_optimiser(
     return optax.multi_transform({"trained": optimiser, "fixed": optax.set_to_zero()}, labels)
 
 
+def updates_made(moments: Tree) -> int:
+    """How many updates the state of a `make_optimiser` has seen; its schedule counts no other, so none refused."""
+    scheduled = optax.ScaleByScheduleState
+    states = jax.tree.leaves(moments, is_leaf=lambda node: isinstance(node, scheduled))
+    (count,) = [state.count for state in states if isinstance(state, scheduled)]
+    return int(count)
+
+
 def _direction(config: OptimiserConfig) -> optax.GradientTransformation:
     """Gradients to updates at rate 1."""
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=jnp.dtype(config.moments))
