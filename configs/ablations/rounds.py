@@ -3,7 +3,8 @@
     uae train --config configs/ablations/rounds.py:arm=four --workdir runs/four_rounds
     uae bench ablate --workdir runs/ablations --only rounds
 
-The same number of updates of either stage in one, two and four rounds; see `configs/alternate.py`.
+The same number of updates of either stage, and of these in warm-up, in one, two and four rounds; see
+`configs/alternate.py`.
 """
 
 from configs import alternate, sizes
@@ -18,4 +19,7 @@ def get_config(arg=None):
     if options.arm == "one":
         return common.chain(options, common.LOOP)
     count = COUNTS[options.arm]
-    return common.unguided(sizes.chain(options, alternate.rounds(count), max(options.steps // count, 1)))
+    config = common.unguided(sizes.chain(options, alternate.rounds(count), max(options.steps // count, 1)))
+    for name in config.stages:  # every round has a rise of its own: all of them together as long as the one
+        config[name].optimiser.warmup = max(config[name].optimiser.warmup // count, 1)
+    return config
