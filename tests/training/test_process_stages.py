@@ -21,6 +21,10 @@ STEPS = 3
 # Adam divides a gradient by its own size: where it is nothing but rounding, as of the keys' biases, which no softmax
 # feels, two runs that agree to the last digit go different ways. With this beside the size they do not.
 EPS = "--config.optimiser.eps=1e-3"
+# How near a first gradient comes in size, and all that is logged later. What crosses a sampler has fewer digits than
+# float32 stores: moving every weight by one unit in its last place (see test_loop_meshes.py) changes the size of a cold
+# start's gradient by 2.5e-6. Its parameters agree as those of other stages do.
+DIGITS = {"cold_start": (1e-5, 1e-3)}
 DATA_AND_FSDP = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
 # Processes, devices of each, mesh.
 OTHERS = {
@@ -79,7 +83,7 @@ def trained(request, tmp_path_factory):
 # `test_processes.py` has a toy always.
 @pytest.mark.parametrize("count", ["2", "4"])
 def test_processes_train_a_stage_as_one(trained, count):
-    _, folder = trained
+    stage, folder = trained
     alone, together = folder / "1", folder / count
     one, others = stored(alone / "run"), stored(together / "run")
     for group in ("params", "ema", "stage"):
@@ -88,10 +92,11 @@ def test_processes_train_a_stage_as_one(trained, count):
         assert not wanted or relative(part(others, group), wanted) < 1e-6
     lines = history(together / "run"), history(alone / "run")
     assert lines[1][0]["grad_norm"] > 0  # else all of the above says nothing
-    assert lines[0][0]["grad_norm"] == pytest.approx(lines[1][0]["grad_norm"], rel=1e-6)
+    first, later = DIGITS.get(stage, (1e-6, 1e-4))
+    assert lines[0][0]["grad_norm"] == pytest.approx(lines[1][0]["grad_norm"], rel=first)
     assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
     for line, other in zip(*lines, strict=True):
-        assert line == pytest.approx(other, rel=1e-4, abs=1e-5)
+        assert line == pytest.approx(other, rel=later, abs=1e-5)
     assert files(together) == files(alone) != set()
 
 
