@@ -24,6 +24,9 @@ def started(arguments, count, folder, *, devices=1, missing=(), **environment):
     common = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": quickly.devices(devices),
+        # Threads of XLA's pool; by default as many as devices. A collective holds one until all devices have come: two
+        # that do not depend on one another, as those of the towers of `contrastive`, would wait for ever.
+        "NPROC": "16",
         **environment,
     }
     if count > 1:
