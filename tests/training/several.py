@@ -23,14 +23,13 @@ def started(arguments, count, folder, *, devices=1, missing=(), **environment):
         port = free.getsockname()[1]
     common = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": quickly.devices(devices),
-        # Threads of XLA's pool; by default as many as devices. A collective holds one until all devices have come: two
-        # that do not depend on one another, as those of the towers of `contrastive`, would wait for ever.
-        "NPROC": "16",
+        "XLA_FLAGS": quickly.of_a_process(devices),
         **environment,
     }
     if count > 1:
         common |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
+    else:  # threads, by default as many as devices: two collectives at a time would have each device wait for ever
+        common |= {"NPROC": "16"}
     running = []
     try:
         for index in range(count):
