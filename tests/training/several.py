@@ -23,7 +23,7 @@ def started(arguments, count, folder, *, devices=1, missing=(), **environment):
         port = free.getsockname()[1]
     common = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": quickly.of_a_process(devices),
+        "XLA_FLAGS": quickly.devices(devices),
         **environment,
     }
     if count > 1:
