@@ -9,6 +9,8 @@ from tests import quickly
 
 os.environ.setdefault("XLA_FLAGS", quickly.devices(8))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Said here, no run in this process ends the cache for all others, as one of several CPU devices does by itself.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")

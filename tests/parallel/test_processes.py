@@ -149,3 +149,15 @@ def test_a_place_names_host_and_devices():
     line = processes.described()
     assert line.startswith(f"process 0 of 1 on {socket.gethostname()}: ")
     assert f"{jax.local_device_count()} of {jax.device_count()} devices, cpu" in line
+
+
+@pytest.mark.parametrize("said, kept", [("", False), ("true", True)])
+def test_several_cpu_devices_compile_anew_unless_told_otherwise(monkeypatch, said, kept):
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", said)
+    before = jax.config.jax_enable_compilation_cache
+    assert before and jax.device_count() > 1
+    try:
+        processes.compile_anew()
+        assert jax.config.jax_enable_compilation_cache is kept
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)

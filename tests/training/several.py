@@ -21,15 +21,10 @@ def started(arguments, count, folder, *, devices=1, missing=(), **environment):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    common = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": quickly.devices(devices),
-        **environment,
-    }
+    common = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_COMPILATION_CACHE"}
+    common |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": quickly.devices(devices), **environment}
     if count > 1:
         common |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count)}
-    else:  # threads, by default as many as devices: two collectives at a time would have each device wait for ever
-        common |= {"NPROC": "16"}
     running = []
     try:
         for index in range(count):

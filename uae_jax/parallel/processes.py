@@ -154,7 +154,25 @@ def start() -> None:
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
+    compile_anew()
     print(described(), file=sys.stderr, flush=True)
+
+
+def compile_anew() -> None:
+    """Leaves the persistent compilation cache out where its programs go wrong: on several CPU devices.
+
+    XLA runs the collectives of a CPU program one after the other, in the order of the program. Of a program that it
+    has read back (jaxlib 0.10.2) it does not: those that do not depend on one another run in any order, at the same
+    time. Between processes gloo takes one for the other and ends them all ("Received data size doesn't match"), and
+    within one they wait for each other's threads until XLA ends it. GPUs and TPUs order them when they compile.
+
+    `JAX_ENABLE_COMPILATION_CACHE` of the environment, if it says anything, is left as it is.
+    """
+    if jax.default_backend() != "cpu" or jax.device_count() == 1 or os.environ.get("JAX_ENABLE_COMPILATION_CACHE"):
+        return
+    if jax.config.jax_compilation_cache_dir and is_main():
+        log.warning("on several CPU devices programs are compiled anew: XLA misorders collectives of stored ones")
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def described() -> str:
