@@ -1,6 +1,7 @@
 """`uae bench ablate` trains and measures what is missing, and its table says what was recorded."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,17 @@ def test_everything_is_done_once(bench, tmp_path):
     assert len(done["trained"]) == len(done["measured"]) == 10  # nothing again
     run("--only", "length", "--only", "reward", "--seeds", "0", "1", "2")
     assert len(done["trained"]) == 15  # the third seed; captions cut to a budget are no new runs
+
+
+def test_what_is_measured_is_not_trained_again(bench, tmp_path):
+    """Models may be deleted, or the figures alone be what somebody has of them."""
+    run, done = bench
+    page = run("--only", "group", "--seeds", "0").out
+    shutil.rmtree(tmp_path / "runs")
+    assert run("--only", "group", "--seeds", "0", "--list").out.count("done") == 4
+    assert run("--only", "group", "--seeds", "0").out == page and len(done["trained"]) == 4
+    run("--only", "group", "--only", "length", "--seeds", "0")
+    assert len(done["trained"]) == 5  # of one of the four, captions cut to a budget were not measured
 
 
 def test_the_embedded_model_is_measured_as_each_arm_is(bench):

@@ -1,7 +1,7 @@
 """What `uae bench ablate` does.
 
 WORKDIR/runs/NAME/      each training, a folder of `uae train`; stages that another one has gone through are links
-WORKDIR/measured/       figures of each model and scene
+WORKDIR/measured/       figures of each model and scene; what is measured needs its model no more
 WORKDIR/ablations.json  the table, and in ablations.md to read; ablations that are not asked for keep what they had
 """
 
@@ -11,7 +11,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +38,28 @@ def ablate(args: argparse.Namespace) -> int:
     wanted = studies.read(Path(args.configs).expanduser(), args.only or ())
     runs = {study.name: _runs(study, args.seeds, steps=args.steps, stage=args.stage) for study in wanted}
     each = {run.name: run for arms in runs.values() for seeds in arms.values() for run in seeds}
+    figures = Figures(workdir / "measured", args.scenes)
+    unmeasured = {run.name for run, look in _looks(wanted, runs) if not figures.file(run.name, look).exists()}
+
+    def trained(run: Run) -> bool:
+        return run.result(workdir / "runs" / run.name).is_dir()
+
     if args.list:
-        print(listing(runs, each, workdir))
+        done = {name for name, run in each.items() if name not in unmeasured or trained(run)}
+        print(listing(runs, each, done, workdir))
         return 0
     kept(workdir)  # what cannot be read is said now, not after training
     for number, (name, run) in enumerate(each.items(), start=1):
-        link_shared(run, each.values(), workdir / "runs")
-        if not run.result(workdir / "runs" / name).is_dir():
+        if name in unmeasured:
+            link_shared(run, each.values(), workdir / "runs")
+        if name in unmeasured and not trained(run):  # all of its stages may have been links
             print(f"uae: run {number} of {len(each)}: {run.config}", file=sys.stderr)
             chain.train_stages(run.stages, workdir / "runs" / name, quiet=args.quiet)
             gc.collect()
             jax.clear_caches()  # the programs of one run are of no use to the next
-    measuring = Measuring(workdir, Scenes.sample(args.scenes))
-    trained = {"steps": args.steps, "stage": args.stage}
-    found = {study.name: _study(study, runs[study.name], args.seeds, measuring) | trained for study in wanted}
+    measuring = Measuring(figures, workdir / "runs", Scenes.sample(args.scenes))
+    how = {"steps": args.steps, "stage": args.stage}
+    found = {study.name: _study(study, runs[study.name], args.seeds, measuring) | how for study in wanted}
     whole = kept(workdir) | found
     write_whole(workdir / TABLE, json.dumps(whole, indent=2) + "\n")
     write_whole(workdir / "ablations.md", table.to_markdown(whole))
@@ -86,7 +94,9 @@ def link_shared(run: Run, others: Iterable[Run], folder: Path) -> None:
                 own.symlink_to(os.path.relpath(done, own.parent), target_is_directory=True)
 
 
-def listing(runs: Mapping[str, Mapping[str, Sequence[Run]]], each: Mapping[str, Run], workdir: Path) -> str:
+def listing(
+    runs: Mapping[str, Mapping[str, Sequence[Run]]], each: Mapping[str, Run], done: Set[str], workdir: Path
+) -> str:
     """A line for each run: what it costs, whether it is done, and which arms it serves."""
     serves: dict[str, list[str]] = {name: [] for name in each}
     for study, arms in runs.items():
@@ -95,54 +105,80 @@ def listing(runs: Mapping[str, Mapping[str, Sequence[Run]]], each: Mapping[str, 
                 serves[run.name].append(f"{study}/{arm}")
     lines, left, speeds = [], 0.0, cost.observed(each.values(), workdir / "runs")
     for number, (name, run) in enumerate(each.items()):
-        done = run.result(workdir / "runs" / name).is_dir()
         takes = cost.seconds(run, speeds, list(each.values())[:number])
-        left += 0.0 if done else takes
-        told = "done" if done else cost.spoken(takes)
+        left += 0.0 if name in done else takes
+        told = "done" if name in done else cost.spoken(takes)
         seed = run.stages[0][1].seed
         lines.append(f"{told:>12}  seed {seed}  {name}  {', '.join(serves[name])}")
     how = "as fast as those before" if speeds else "roughly, on two CPU cores"
     return "\n".join([*lines, f"{cost.spoken(left):>12}  left, of {len(each)} runs; {how}"])
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
+class Figures:
+    """A folder of figures of models, each by a name that tells it from all others, on the first `scenes` scenes."""
+
+    folder: Path
+    scenes: int
+
+    def file(self, name: str, look: Look) -> Path:
+        parts = [name, *(str(value) for value in dataclasses.astuple(look) if value is not None)]
+        return self.folder / f"{'-'.join(parts)}-{self.scenes}.npz"
+
+    def read(self, name: str, look: Look) -> Ratios:
+        with np.load(self.file(name, look), allow_pickle=False) as stored:
+            return dict(stored)
+
+    def write(self, name: str, look: Look, ratios: Ratios) -> None:
+        file = self.file(name, look)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_name(f".{file.name}.{os.getpid()}.part")  # another command may measure the same
+        with part.open("wb") as written:
+            np.savez_compressed(written, **ratios)
+        part.replace(file)
+
+
+@dataclasses.dataclass(frozen=True)
 class Measuring:
     """Figures of models on the same scenes; what was measured before is read."""
 
-    workdir: Path
+    figures: Figures
+    runs: Path
     scenes: Scenes
 
-    def __call__(self, name: str, model: Path | str, look: Look) -> Ratios:
-        """Of a model, by a name that tells it from all others."""
-        parts = [name, *(str(value) for value in dataclasses.astuple(look) if value is not None)]
-        file = self.workdir / "measured" / f"{'-'.join(parts)}-{len(self.scenes.images)}.npz"
-        if not file.exists():
-            ratios = compare.measure(str(model), self.scenes, look)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_name(f".{file.name}.{os.getpid()}.part")  # another command may measure the same
-            with part.open("wb") as written:
-                np.savez(written, **ratios)
-            part.replace(file)
-        with np.load(file, allow_pickle=False) as stored:
-            return dict(stored)
+    def of_start(self, model: str, look: Look) -> Ratios:
+        """Of what is trained, before it is."""
+        return self._of(f"{UNTRAINED}+{told_apart(model)}", model, look)
+
+    def of_run(self, run: Run, look: Look) -> Ratios:
+        """Of what a training has made."""
+        return self._of(run.name, str(run.result(self.runs / run.name)), look)
+
+    def _of(self, name: str, model: str, look: Look) -> Ratios:
+        if not self.figures.file(name, look).exists():
+            self.figures.write(name, look, compare.measure(model, self.scenes, look))
+        return self.figures.read(name, look)
 
 
 def _runs(study: Study, seeds: Sequence[int], **options: Any) -> dict[str, list[Run]]:
     return {arm: [study.run(arm, seed, **options) for seed in seeds] for arm in study.arms}
 
 
+def _looks(wanted: Iterable[Study], runs: Mapping[str, Mapping[str, Sequence[Run]]]) -> Iterator[tuple[Run, Look]]:
+    """Every run, and how it is measured for each arm that it serves."""
+    for study in wanted:
+        for arm, seeds in runs[study.name].items():
+            yield from ((run, run.look(study.arms[arm])) for run in seeds)
+
+
 def _study(study: Study, runs: Mapping[str, Sequence[Run]], seeds: Sequence[int], measuring: Measuring) -> dict:
     def trained(arm: str) -> list[Ratios]:
-        folders = [run.result(measuring.workdir / "runs" / run.name) for run in runs[arm]]
-        looks = [run.look(study.arms[arm]) for run in runs[arm]]
-        return [measuring(run.name, *how) for run, *how in zip(runs[arm], folders, looks, strict=True)]
+        return [measuring.of_run(run, run.look(study.arms[arm])) for run in runs[arm]]
 
     arms = {}
     for arm, (first, *_) in runs.items():
         if study.against == UNTRAINED:
-            control = [
-                measuring(f"{UNTRAINED}+{told_apart(first.start)}", first.start, first.look(study.arms[arm]))
-            ] * len(runs[arm])
+            control = [measuring.of_start(first.start, first.look(study.arms[arm]))] * len(runs[arm])
             rewarded = first.rewarded
         else:
             control = trained(study.against)
@@ -150,4 +186,4 @@ def _study(study: Study, runs: Mapping[str, Sequence[Run]], seeds: Sequence[int]
         figures: dict[str, Any] = table.arm_row(trained(arm), control, rewarded)
         arms[arm] = {"rewarded": list(first.rewarded), "runs": [run.config for run in runs[arm]], "figures": figures}
     about = {"question": study.question, "against": study.against, "seeds": list(seeds)}
-    return {**about, "scenes": len(measuring.scenes.images), "arms": arms}
+    return {**about, "scenes": measuring.figures.scenes, "arms": arms}
