@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from uae_jax.averages import divided
 from uae_jax.rl.surrogate import ClipConfig, ratio_metrics, surrogate
 
 PPO = ClipConfig(low=0.2, high=0.28)
@@ -94,13 +95,13 @@ def test_metrics_count_what_is_cut_off():
     # Four tokens count. 1.5 at A > 0 is cut above; 0.5 at A > 0 is not; 0.5 at A < 0 is cut below; 1 is not.
     ratio = jnp.array([[1.5, 0.5, 7.0], [0.5, 1.0, 0.01]])
     mask = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
-    got = ratio_metrics(ratio, jnp.array([1.0, -1.0]), mask, PPO)
+    got = divided(ratio_metrics(ratio, jnp.array([1.0, -1.0]), mask, PPO))
     wanted = {"ratio_min": 0.5, "ratio_mean": 0.875, "ratio_max": 1.5, "clip_high": 0.25, "clip_low": 0.25}
     assert {name: float(value) for name, value in got.items()} == pytest.approx(wanted)
 
 
 def test_nothing_at_all_is_at_ratio_one():
-    got = ratio_metrics(jnp.full((1, 2), 3.0), jnp.ones(1), jnp.zeros((1, 2)), PPO)
+    got = divided(ratio_metrics(jnp.full((1, 2), 3.0), jnp.ones(1), jnp.zeros((1, 2)), PPO))
     assert [float(got[name]) for name in ("ratio_min", "ratio_mean", "ratio_max", "clip_high")] == [1, 1, 1, 0]
 
 

@@ -75,7 +75,7 @@ def test_loss_is_that_of_transformers(run, uae_checkpoint):
     rows = each.sum(1) / (labels >= 0).sum(1)
     assert relative_error(aux.per_example, rows) < 1e-5
     right = (logits.argmax(-1) == labels)[labels >= 0].float().mean().item()
-    assert float(aux.metrics["accuracy"]) == pytest.approx(right)
+    assert float(aux.metrics["accuracy"].value) == pytest.approx(right)
 
 
 def test_kept_words_are_read_from_the_reversed_state(run, settings, uae_checkpoint):
@@ -106,7 +106,7 @@ def test_kept_words_are_read_from_the_reversed_state(run, settings, uae_checkpoi
         )(part)
         losses.append(float(value))
         if stage is keeping:
-            assert float(aux.metrics["words_kept"]) == pytest.approx(right)
+            assert float(aux.metrics["words_kept"].value) == pytest.approx(right)
     assert losses[0] - losses[1] == pytest.approx(0.5 * own, rel=1e-5)
 
 

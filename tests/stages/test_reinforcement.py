@@ -13,6 +13,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
 from tests.stages import judges, meshes, running
+from uae_jax.averages import divided
 from uae_jax.data.records import Sample
 from uae_jax.defaults import Defaults
 from uae_jax.rewards.reconstruction import RewardPart
@@ -88,7 +89,7 @@ class Rolled:
                 {**self.rollout, **changes},
                 jax.random.key(1),
             )
-        return float(value), aux, grads
+        return float(value), aux.replace(metrics=divided(aux.metrics)), grads
 
 
 def roll(stage):

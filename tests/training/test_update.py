@@ -53,7 +53,8 @@ def test_micro_batches_give_the_gradient_of_the_whole(accumulate):
     for _ in range(3):
         state, metrics = one(state, frozen, toy.batch())
         other, accumulated = many(other, frozen, toy.batch())
-    np.testing.assert_allclose(metrics["loss"], accumulated["loss"], rtol=1e-6)
+    for name in ("loss", "above"):  # of the latter some micro-batches have more than others
+        np.testing.assert_allclose(metrics[name], accumulated[name], rtol=1e-6)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)
     assert float(other.stage["seen"]) == 3 * 16  # the stage's state passes from one micro-batch to the next

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from uae_jax.averages import Mean
 from uae_jax.parallel import global_arrays
 from uae_jax.stages.base import Aux, Parts, Picture, Stage
 
@@ -45,7 +46,8 @@ class Toy(Stage):
         guess = batch["x"] @ params["linear"]["kernel"] + params["linear"]["bias"]
         per_example = jnp.mean((guess - batch["y"] - noise) ** 2, axis=-1)
         seen = state["seen"] + batch["x"].shape[0]
-        return per_example.mean(), Aux({"largest": jnp.max(jnp.abs(guess))}, {"seen": seen}, per_example)
+        metrics = {"above": Mean.of((guess - batch["y"]) ** 2, batch["y"] > 0)}
+        return per_example.mean(), Aux(metrics, {"seen": seen}, per_example)
 
     def pictures(self, params, state, frozen, batch, samples):
         return [Picture("guesses", ["x"], [[np.zeros((8, 8, 3), np.uint8)]], ["a guess"])]

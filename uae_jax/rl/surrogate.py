@@ -9,6 +9,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from uae_jax.averages import Mean
+
 Array = jax.Array
 
 MAX_LOG_RATIO = 20.0  # beyond it the ratio is what it is there: exp(20) is far outside every clip
@@ -68,8 +70,8 @@ def surrogate(logprob: Array, old: Array, advantage: Array, mask: Array, config:
     return -gain, ratio
 
 
-def ratio_metrics(ratio: Array, advantage: Array, mask: Array, config: ClipConfig) -> dict[str, Array]:
-    """What the ratios look like, f32[] each, over the tokens of the mask.
+def ratio_metrics(ratio: Array, advantage: Array, mask: Array, config: ClipConfig) -> dict[str, Array | Mean]:
+    """What the ratios look like, over the tokens of the mask.
 
     Args:
       ratio, mask: f32[R, N].
@@ -81,12 +83,10 @@ def ratio_metrics(ratio: Array, advantage: Array, mask: Array, config: ClipConfi
       above and below: all of it on the low side at a first update is a sign of lost precision, not of learning.
     """
     there, advantage = mask > 0, advantage[:, None]
-    count = jnp.maximum(mask.sum(), 1)
-    known = jnp.where(there, ratio, 1.0)  # what is masked says nothing, and nothing at all says 1
     return {
         "ratio_min": jnp.where(there.any(), jnp.where(there, ratio, jnp.inf).min(), 1.0),
-        "ratio_mean": 1 + (known - 1).sum() / count,
+        "ratio_mean": Mean.of(ratio, mask, otherwise=1.0),
         "ratio_max": jnp.where(there.any(), jnp.where(there, ratio, -jnp.inf).max(), 1.0),
-        "clip_high": (there & (ratio > 1 + config.high) & (advantage > 0)).sum() / count,
-        "clip_low": (there & (ratio < 1 - config.low) & (advantage < 0)).sum() / count,
+        "clip_high": Mean.of((ratio > 1 + config.high) & (advantage > 0), mask),
+        "clip_low": Mean.of((ratio < 1 - config.low) & (advantage < 0), mask),
     }

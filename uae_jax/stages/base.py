@@ -16,6 +16,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
+from uae_jax.averages import Mean, divided
 from uae_jax.data.records import Sample
 
 Array = jax.Array
@@ -49,12 +50,13 @@ class Aux:
     """What a loss tells beside its value.
 
     Attributes:
-      metrics: name -> f32[], averaged over micro-batches, devices and the logging interval.
+      metrics: name -> f32[], averaged over micro-batches, copies of the weights and the logging interval; or a `Mean`,
+        where not all parts have as much to average, so that it is the same however a batch is split.
       state: the stage's state after this batch; None leaves it.
       per_example: f32[B], the loss of each example where it has one, so that a bad one can be named.
     """
 
-    metrics: dict[str, Array]
+    metrics: dict[str, Array | Mean]
     state: Tree | None = None
     per_example: Array | None = None
 
@@ -134,7 +136,7 @@ class Stage(abc.ABC):
         Arrays with a row for each sample may be among them, for `judge` and `drawn`.
         """
         value, aux = self.loss(params, state, frozen, batch, key)
-        return {"loss": value, **aux.metrics}
+        return {"loss": value, **divided(aux.metrics)}
 
     def judge(self, outputs: dict[str, np.ndarray], samples: Sequence[Sample]) -> dict[str, float]:
         """Further metrics, computed on the host from the arrays that `evaluate` returned for a batch."""

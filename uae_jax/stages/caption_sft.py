@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from PIL import Image
 
 from uae_jax import batching
+from uae_jax.averages import Mean, divided
 from uae_jax.data import device_patches, token_rows
 from uae_jax.data.prompts import CAPTION_QUESTION, Buckets
 from uae_jax.data.records import Sample
@@ -170,24 +171,24 @@ class CaptionSFT(Stage):
                 module, variables, hidden[..., ::-1], batch["tokens"], self.settings.logit_chunk
             )
             loss -= self.settings.keep_words * (batch["weight"] * own).sum() / weight.shape[0]
-            metrics["words_kept"] = _mean(kept, batch["scored"])
+            metrics["words_kept"] = Mean.of(kept, batch["scored"])
         return loss, Aux(metrics, per_example=_row_means(-logprob, scored))
 
-    def _metrics(self, batch: Tree, scored: Array, logprob: Array, best: Array) -> dict[str, Array]:
+    def _metrics(self, batch: Tree, scored: Array, logprob: Array, best: Array) -> dict[str, Mean]:
         with_image = (batch["segment"][:, :1] > 0) & scored
         metrics = {
-            "accuracy": _mean(best, scored),
-            "caption_loss": _mean(-logprob, with_image),
-            "caption_accuracy": _mean(best, with_image),
+            "accuracy": Mean.of(best, scored),
+            "caption_loss": Mean.of(-logprob, with_image),
+            "caption_accuracy": Mean.of(best, with_image),
         }
         if self.settings.text_only:
-            metrics["text_loss"] = _mean(-logprob, scored & ~with_image)
+            metrics["text_loss"] = Mean.of(-logprob, scored & ~with_image)
         return metrics
 
     def evaluate(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> dict[str, Array]:
         batch, counts = self.prepare(params, state, frozen, batch, key)
         value, aux = self.loss(params, state, frozen, batch, key)
-        return {"loss": value, **aux.metrics, **counts}
+        return {"loss": value, **divided(aux.metrics), **counts}
 
     def pictures(
         self, params: Tree, state: Tree, frozen: Tree, batch: Tree, samples: Sequence[Sample]
@@ -235,11 +236,6 @@ class CaptionSFT(Stage):
 def _next(x: Array) -> Array:
     """[B, T] -> [B, T]: at t what stands at t + 1, zero at the end."""
     return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
-
-
-def _mean(value: Array, where: Array) -> Array:
-    where = where.astype(jnp.float32)
-    return (value.astype(jnp.float32) * where).sum() / jnp.maximum(where.sum(), 1)
 
 
 def _row_means(value: Array, where: Array) -> Array:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from uae_jax.averages import divided
 from uae_jax.data.records import Sample
 from uae_jax.models import clip
 from uae_jax.parallel import global_arrays, sharding
@@ -148,7 +149,7 @@ class Contrastive(Stage):
         starts = range(0, logits.shape[0] - size + 1, size)
         found = [pair_losses(logits[s : s + size, s : s + size], batch["text"][s : s + size])[1] for s in starts]
         hits = {f"{name}_1_of_{size}": jnp.stack([group[name] for group in found]).mean() for name in found[0]}
-        return {"loss": value, **aux.metrics, **hits}
+        return {"loss": value, **divided(aux.metrics), **hits}
 
     def pictures(
         self, params: Tree, state: Tree, frozen: Tree, batch: Tree, samples: Sequence[Sample]

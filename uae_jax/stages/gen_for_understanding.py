@@ -13,6 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from uae_jax.averages import Mean
 from uae_jax.rl import surrogate, tokens
 from uae_jax.rl.advantages import AdvantageConfig, group_advantages
 from uae_jax.rl.surrogate import ClipConfig
@@ -159,14 +160,13 @@ class GenForUnderstanding(LoopStage):
         own = jnp.repeat(batch["before"], s.group)[:, None]
         old = jnp.where(own, jax.lax.stop_gradient(logprob), recorded)
         loss, ratio = surrogate.surrogate(logprob, old, advantage, mask, s.clip)
-        count = jnp.maximum(mask.sum(), 1)
         metrics = surrogate.ratio_metrics(ratio, advantage, mask, s.clip)
-        metrics["entropy"] = (entropy * mask).sum() / count
+        metrics["entropy"] = Mean.of(entropy, mask)
         if s.kl:
             reference = self.scores(self.uae.towers["encoder"].reference(frozen["encoder"]), batch).logprob
             loss = loss + s.kl * tokens.token_kl(logprob, reference, s.kl_form)
             # k3 is reported whatever is trained with: it is unbiased and never negative.
-            metrics["kl"] = (tokens.token_kl(logprob, reference, "k3") * mask).sum() / count
+            metrics["kl"] = Mean.of(tokens.token_kl(logprob, reference, "k3"), mask)
         rows = jnp.where(mask > 0, weight * loss, 0.0).sum(axis=1).reshape(batch["reward"].shape)
         fine = jnp.isfinite(batch["reward"]).all(axis=1)
         fine &= jnp.isfinite(jnp.where(mask > 0, logprob, 0.0)).all(axis=1).reshape(rows.shape).all(axis=1)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from uae_jax.averages import divided
 from uae_jax.data.records import Sample
 from uae_jax.models.dinov2 import DINOv2Config
 from uae_jax.models.dinov3 import DINOv3Config
@@ -192,7 +193,7 @@ class SelfDistillation(Stage):
         groups = pairs[: len(pairs) // size * size].reshape(-1, size, *pairs.shape[1:])
         cosine = jnp.einsum("gbd,gcd->gbc", groups[:, :, 0], groups[:, :, 1])
         right = jnp.argmax(cosine, axis=-1) == jnp.arange(size)
-        return {"loss": value, **aux.metrics, f"crop_to_crop_1_of_{size}": right.mean(dtype=jnp.float32)}
+        return {"loss": value, **divided(aux.metrics), f"crop_to_crop_1_of_{size}": right.mean(dtype=jnp.float32)}
 
     def pictures(
         self, params: Tree, state: Tree, frozen: Tree, batch: Tree, samples: Sequence[Sample]

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from uae_jax.averages import divided
 from uae_jax.data.records import Sample
 from uae_jax.rl import diffusion, surrogate
 from uae_jax.rl.advantages import group_advantages
@@ -223,7 +224,7 @@ class UnderstandingForGen(LoopStage):
             loss = loss[:, 0]
             if s.guard:
                 loss = loss / (schedule.sigma[number] - schedule.sigma[number + 1])
-            metrics = surrogate.ratio_metrics(ratio, advantage, ones, s.clip)
+            metrics = divided(surrogate.ratio_metrics(ratio, advantage, ones, s.clip))  # all parts have as many
             if reference is not None:
                 v_reference = jax.lax.stop_gradient(reference(x, number))
                 divergence = diffusion.step_kl(schedule, number, v, v_reference, s.kl_form)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from uae_jax.averages import divided
 from uae_jax.parallel import replicas, sharding
 from uae_jax.stages.base import Aux, Stage
 from uae_jax.training import profiling
@@ -61,7 +62,7 @@ def make_step(
         with jax.named_scope(profiling.OPTIMISER):
             updated = _updated(stage, optimiser, ema, state, grads, aux, number)
         state = jax.tree.map(lambda new, old: _select(fine, new, old), updated, state)
-        metrics = {"loss": loss, **aux.metrics, "grad_norm": norm, "nonfinite": 1.0 - fine}
+        metrics = {"loss": loss, **divided(aux.metrics), "grad_norm": norm, "nonfinite": 1.0 - fine}
         return state, {**metrics, "bad_examples": ~jnp.isfinite(aux.per_example)}
 
     def step(state: TrainState, frozen: Tree, batch: Tree) -> tuple[TrainState, dict[str, Array]]:
