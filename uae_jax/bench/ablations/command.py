@@ -37,9 +37,13 @@ def ablate(args: argparse.Namespace) -> int:
         raise ValueError(f"--scenes is {args.scenes}, --seeds {args.seeds}; wanted at least 1, and each seed once")
     wanted = studies.read(Path(args.configs).expanduser(), args.only or ())
     runs = {study.name: _runs(study, args.seeds, steps=args.steps, stage=args.stage) for study in wanted}
-    each = {run.name: run for arms in runs.values() for seeds in arms.values() for run in seeds}
     figures = Figures(workdir / "measured", args.scenes)
-    unmeasured = {run.name for run, look in _looks(wanted, runs) if not figures.file(run.name, look).exists()}
+    each: dict[str, Run] = {}
+    unmeasured: dict[str, list[Look]] = {}
+    for run, look in _looks(wanted, runs):
+        each.setdefault(run.name, run)  # spoken of by the first arm that it serves
+        if not figures.file(run.name, look).exists():
+            unmeasured.setdefault(run.name, []).append(look)
 
     def trained(run: Run) -> bool:
         return run.result(workdir / "runs" / run.name).is_dir()
@@ -49,15 +53,18 @@ def ablate(args: argparse.Namespace) -> int:
         print(listing(runs, each, done, workdir))
         return 0
     kept(workdir)  # what cannot be read is said now, not after training
+    measuring = Measuring(figures, workdir / "runs", Scenes.sample(args.scenes))
     for number, (name, run) in enumerate(each.items(), start=1):
-        if name in unmeasured:
-            link_shared(run, each.values(), workdir / "runs")
-        if name in unmeasured and not trained(run):  # all of its stages may have been links
+        if name not in unmeasured:
+            continue
+        link_shared(run, each.values(), workdir / "runs")
+        if not trained(run):
             print(f"uae: run {number} of {len(each)}: {run.config}", file=sys.stderr)
             chain.train_stages(run.stages, workdir / "runs" / name, quiet=args.quiet)
-            gc.collect()
-            jax.clear_caches()  # the programs of one run are of no use to the next
-    measuring = Measuring(figures, workdir / "runs", Scenes.sample(args.scenes))
+        for look in unmeasured[name]:
+            measuring.of_run(run, look)  # at once: whatever ends the next run, of this one there is something to show
+        gc.collect()
+        jax.clear_caches()  # the programs of one run are of no use to the next
     how = {"steps": args.steps, "stage": args.stage}
     found = {study.name: _study(study, runs[study.name], args.seeds, measuring) | how for study in wanted}
     whole = kept(workdir) | found
