@@ -144,7 +144,8 @@ def _add_ablate(commands: argparse._SubParsersAction) -> None:
         help="what the gain is owed to: one table of many runs on the tiny model",
         description="Trains every arm of the ablations in --configs on the scene world, once for each seed, measures "
         "each on held-out scenes and writes WORKDIR/ablations.md and .json: differences with their intervals over "
-        "seeds and scenes. Arms that are trained alike share a run. Whatever is there already is not done again. The "
+        "seeds and scenes. Arms that are trained alike share a run. Whatever is there already is not done again; of a "
+        "run that was measured as asked, figures in WORKDIR/measured are enough, and its model may go. The "
         "table gets the ablations that are asked for, of --seeds and --scenes; others keep what they had. Two commands "
         "with different --seeds may run side by side; a last one with all of those seeds then trains nothing, and "
         "makes the table of all.",
