@@ -16,7 +16,7 @@ copyright = "the authors of uae_jax; Apache-2.0"
 release = re.search(r'__version__ = "(.+)"', (ROOT / "uae_jax/__init__.py").read_text(encoding="utf-8")).group(1)
 
 extensions = ["myst_parser", "mathematics", "written"]
-exclude_patterns = ["_extensions"]
+exclude_patterns = ["_extensions", "results/ablations/*"]
 myst_enable_extensions = ["attrs_block", "colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 
