@@ -154,8 +154,8 @@ def start() -> None:
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
-    compile_anew()
     print(described(), file=sys.stderr, flush=True)
+    compile_anew()
 
 
 def compile_anew() -> None:
