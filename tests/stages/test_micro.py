@@ -6,13 +6,35 @@ import numpy as np
 import pytest
 
 from uae_jax.batching import place
+from uae_jax.parallel import sharding
 from uae_jax.parallel.mesh import make_mesh
-from uae_jax.stages.micro import in_parts, of_later_updates
+from uae_jax.stages.micro import in_parts, of_later_updates, parts_within
 
 
-@pytest.mark.parametrize("size, parts", [(0, 1), (1, 12), (4, 3), (5, 3), (7, 2), (12, 1), (99, 1)])
-def test_parts_give_what_the_whole_gives_in_its_order(size, parts):
-    # 12 rows, at most 5 at a time: 3 parts of 4, the fewest that divide 12.
+@pytest.mark.parametrize("most, parts", [(1, 12), (4, 3), (5, 3), (7, 2), (12, 1), (99, 1)])
+def test_parts_are_the_fewest_that_divide(most, parts):
+    assert parts_within(12, most, make_mesh(devices=jax.devices()[:1])) == parts
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "mesh", "parts"),
+    [
+        (72, 8, {"data": 8}, 3),  # 9 of each device; two parts of 36 would be whole on all of them
+        (72, 8, {"data": 2, "fsdp": 4}, 3),
+        (64, 4, {"fsdp": 8}, 2),
+        (12, 2, {"data": 2, "fsdp": 4}, 3),  # two devices share them, and four do the same
+        (9, 4, {"fsdp": 8}, 3),  # none can
+    ],
+)
+def test_devices_share_every_part(rows, most, mesh, parts):
+    mesh = make_mesh(**mesh)
+    assert parts_within(rows, most, mesh) == parts
+    split = sharding.shards(rows, "batch", mesh)
+    assert sharding.shards(rows // parts, "batch", mesh) == split and rows // parts // split <= most
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 12])
+def test_parts_give_what_the_whole_gives_in_its_order(parts):
     rows = {"a": jnp.arange(12.0), "b": jnp.arange(24.0).reshape(12, 2)}
     sizes = []
 
@@ -20,7 +42,7 @@ def test_parts_give_what_the_whole_gives_in_its_order(size, parts):
         sizes.append(len(some["a"]))
         return jax.tree.map(lambda x: 2 * x, some)
 
-    got = in_parts(double, rows, size)
+    got = in_parts(double, rows, parts)
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, 2 * y), got, rows)
     assert sizes[0] == 12 // parts
 

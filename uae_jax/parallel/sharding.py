@@ -87,7 +87,7 @@ def partition_spec(shape: Sequence[int], names: Names, mesh: Any, rules: Rules |
             raise ValueError(f"logical axis {name!r} has no rule; known axes: {', '.join(rules)}")
         taken: list[str] = []
         for axis in rules[name] if name is not None else ():
-            parts = _size(mesh, axis)
+            parts = axis_size(mesh, axis)
             if parts > 1 and axis not in used and size % parts == 0:
                 taken.append(axis)
                 used.add(axis)
@@ -98,10 +98,17 @@ def partition_spec(shape: Sequence[int], names: Names, mesh: Any, rules: Rules |
 
 def parts(name: str, mesh: Any) -> int:
     """Into how many parts a logical axis is split where it divides."""
-    return math.prod(_size(mesh, axis) for axis in _rules.get()[name])
+    return math.prod(axis_size(mesh, axis) for axis in _rules.get()[name])
 
 
-def _size(mesh: Any, axis: str) -> int:
+def shards(size: int, name: str, mesh: Any) -> int:
+    """Into how many parts a logical axis of this size is split: fewer than `parts` where those do not divide it."""
+    (axes,) = partition_spec((size,), (name,), mesh)
+    return math.prod(axis_size(mesh, axis) for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
+def axis_size(mesh: Any, axis: str) -> int:
+    """How many parts a mesh axis has; one inside `on_one_copy`, if it is that of the copies."""
     return 1 if axis == COPIES and _one_copy.get() else mesh.shape.get(axis, 1)
 
 

@@ -196,9 +196,7 @@ class Run:
 
     def parts(self, group: int) -> int:
         """How many parts a batch's paintings are made in, one after another."""
-        rows, latent = self.images * group, self.stage.uae.latent_shape(self.batch["images"])
-        size = self.stage.rows_at_a_time((rows, *latent))
-        return next(p for p in range(-(-rows // size), rows + 1) if rows % p == 0)
+        return self.stage.painting_parts((self.images * group, *self.stage.uae.latent_shape(self.batch["images"])))
 
     def sent(self, times: int) -> int | None:
         """`Phase.sent` of a part of a rollout, of weights that are gathered so often for it."""

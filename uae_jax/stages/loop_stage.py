@@ -31,7 +31,7 @@ from uae_jax.sampling.tokens import token_sampling
 from uae_jax.sampling.widths import at_width
 from uae_jax.stages import images, models, questions, scene_scores, towers, uae_models, uae_towers
 from uae_jax.stages.base import Parts, Picture, Stage
-from uae_jax.stages.micro import in_parts
+from uae_jax.stages.micro import in_parts, parts_within
 from uae_jax.stages.towers import TowerConfig
 from uae_jax.stages.uae_models import UAEParts
 from uae_jax.stages.uae_towers import TextSettings, UAETowers
@@ -233,14 +233,14 @@ class LoopStage(Stage):
             final, _ = flow.sample(velocity, noise, schedule)
             return painting.to_unit(self.uae.decode(frozen, final))
 
-        size = self.rows_at_a_time(noise.shape)
-        return at_width(lambda told: in_parts(some, (told, lengths, noise), size), hidden, lengths)
+        parts = self.painting_parts(noise.shape)
+        return at_width(lambda told: in_parts(some, (told, lengths, noise), parts), hidden, lengths)
 
-    def rows_at_a_time(self, latents: tuple[int, ...]) -> int:
-        """How many paintings of latents [R, h, w, Z] are under way at once, on all devices."""
+    def painting_parts(self, latents: tuple[int, ...]) -> int:
+        """In how many parts latents [R, h, w, Z] are painted, one after another, within `memory_gb` of each device."""
         paint = self.settings.paint
         need = batching.paint_bytes(self.decoder_config, self.vae_config, latents[1:], paint.guided, flash=False)
-        return batching.rows_within(paint.memory_gb * 1e9, need) * self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return parts_within(latents[0], batching.rows_within(paint.memory_gb * 1e9, need), self.mesh)
 
     def reward(self, frozen: Tree, originals: Array, painted: Array) -> Reward:
         """Compares u8[B, H, W, 3] with f32[R, H, W, 3] in [0, 1], G = R / B paintings side by side for each."""

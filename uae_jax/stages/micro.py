@@ -6,23 +6,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from uae_jax.parallel import replicas
+from uae_jax.parallel import replicas, sharding
 
 Tree = Any
 
 
-def in_parts(function: Callable[[Tree], Tree], rows: Tree, size: int) -> Tree:
-    """Applies a function to parts of at most `size` rows, one after another, as one `lax.map`.
+def parts_within(rows: int, most: int, mesh: Any) -> int:
+    """In how many parts a device has at most `most` rows at a time: the least that divides the rows of each device.
+
+    A part whose rows the devices could not share evenly would be worked on as a whole by each of them.
+    """
+    own = rows // sharding.shards(rows, "batch", mesh)
+    return next(parts for parts in range(-(-own // most), own + 1) if own % parts == 0)
+
+
+def in_parts(function: Callable[[Tree], Tree], rows: Tree, parts: int) -> Tree:
+    """Applies a function to P parts of a batch, one after another, as one `lax.map`.
 
     Part p of P holds the rows p, p + P, p + 2P, ...: so a batch that is split over devices stays where it is.
 
     Args:
       function: takes and returns trees of arrays whose leading axis counts rows, and treats rows alike.
       rows: tree of arrays, R rows each.
-      size: rows at a time; 0 takes all at once. The number of parts is the least that divides R.
+      parts: P, a divisor of R; on devices, of the rows of each: `parts_within` finds one.
     """
     count = jax.tree.leaves(rows)[0].shape[0]
-    parts = 1 if not size else next(p for p in range(-(-count // size), count + 1) if count % p == 0)
     if parts == 1:
         return function(rows)
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), rows)
@@ -49,8 +57,7 @@ def of_later_updates(function: Callable[[Tree], Tree], rows: Tree, updates: int,
         return jnp.concatenate([jnp.zeros_like(x[:, :1]), x], axis=1).reshape(-1, *x.shape[2:])
 
     def own(_: Tree, later: Tree) -> tuple[Tree, Tree]:
-        rows = jax.tree.leaves(later)[0].shape[0]
-        return {}, in_parts(function, later, rows // ((updates - 1) * accumulate))
+        return {}, in_parts(function, later, (updates - 1) * accumulate)
 
     _, found = replicas.on_each(own, {}, later)  # as the gradient is taken, or they would round differently
     return {**jax.tree.map(placed, found), "before": jnp.arange(count) % updates == 0}

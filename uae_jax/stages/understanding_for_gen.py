@@ -155,11 +155,11 @@ class UnderstandingForGen(LoopStage):
                 kept["means"] = _flat(jax.lax.dynamic_slice_in_dim(means, first, s.trained_steps, axis=1))
             return {**kept, "painted": painting.to_unit(self.uae.decode(frozen, final))}
 
-        size = self.rows_at_a_time(start.shape)
+        parts = self.painting_parts(start.shape)
 
         def all_rows(hidden: Array) -> dict[str, Array]:
             several = [jnp.repeat(x, group, axis=0) for x in (hidden, lengths)]
-            return in_parts(some, (*several, start, keys), size)
+            return in_parts(some, (*several, start, keys), parts)
 
         return at_width(all_rows, hidden, lengths)
 
