@@ -1,6 +1,7 @@
 """The loop, around a stage that takes no time."""
 
 import dataclasses
+import gc
 import json
 import os
 import signal
@@ -106,6 +107,21 @@ def test_stopped_and_resumed_is_as_never_stopped(tmp_path, monkeypatch, kind):
     assert losses[0] == losses[1]
     steps = [line["step"] for line in history(tmp_path / "parts") if "loss" in line]
     assert len(steps) == len(set(steps))
+
+
+def test_a_resumed_run_holds_no_second_state(tmp_path, monkeypatch):
+    loop.train(experiment(steps=4), tmp_path)
+    restore, held = loop.CheckpointStore.restore, []
+
+    def counted(self, wanted):
+        gc.collect()
+        held.append(sum(array.shape == wanted.params["linear"]["kernel"].shape for array in jax.live_arrays()))
+        return restore(self, wanted)
+
+    before = sum(array.shape == (4, 2) for array in jax.live_arrays())
+    monkeypatch.setattr(loop.CheckpointStore, "restore", counted)
+    loop.train(experiment(), tmp_path)
+    assert held == [before + 1]  # what the stage has loaded; neither moments nor an average of it
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, monkeypatch):

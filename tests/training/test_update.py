@@ -10,7 +10,7 @@ from tests.training import toy
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.training.config import EMAConfig, OptimiserConfig
 from uae_jax.training.optimisers import make_optimiser
-from uae_jax.training.state import abstract, make_state
+from uae_jax.training.state import make_state, planned_state
 from uae_jax.training.update import averaged, make_step
 
 
@@ -154,10 +154,19 @@ def test_a_mesh_gives_what_one_device_gives(axes):
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6, atol=1e-7)
 
 
-def test_abstract_state_says_where_everything_lies():
+@pytest.mark.parametrize("kind", ["adamw", "muon"])  # the second keeps states of two kinds
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_state_is_planned_as_it_is_made(kind, ema):
     mesh = make_mesh(fsdp=4, data=2)
+    parts = toy.Toy(toy.Settings(width=8)).load(mesh)
+    optimiser = make_optimiser(OptimiserConfig(kind=kind), 100)
+    planned = planned_state(parts, optimiser, ema, mesh)
+    assert planned.params["linear"]["kernel"].sharding.spec == jax.sharding.PartitionSpec(("fsdp",), None)
     with jax.set_mesh(mesh):
-        _, state, _ = started(mesh, ema=0.5, settings=toy.Settings(width=8))
-    shapes = abstract(state)
-    assert shapes.params["linear"]["kernel"].sharding.spec == jax.sharding.PartitionSpec(("fsdp",), None)
-    assert jax.dtypes.issubdtype(shapes.key.dtype, jax.dtypes.prng_key)
+        made = make_state(parts, optimiser, 0, ema, mesh)
+
+    def same(wanted, leaf):
+        assert (leaf.shape, leaf.dtype) == (wanted.shape, wanted.dtype)
+        assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+
+    jax.tree.map(same, planned, made)

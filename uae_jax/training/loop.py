@@ -40,7 +40,7 @@ from uae_jax.training.preemption import Preemption
 from uae_jax.training.profiling import Profiler
 from uae_jax.training.progress import Progress
 from uae_jax.training.results import MODEL
-from uae_jax.training.state import TrainState, abstract, make_state
+from uae_jax.training.state import TrainState, make_state, planned_state
 from uae_jax.training.update import make_step
 
 Tree = Any
@@ -222,8 +222,8 @@ class Run:
         """The newest checkpoint's state, or a fresh one; and the checkpoint's record."""
         experiment = self.experiment
         optimiser = make_optimiser(experiment.optimiser, self.updates, parts.decayed, parts.trained)
-        state = make_state(parts, optimiser, experiment.seed, experiment.ema.decay > 0, self.mesh)
-        wanted = abstract(state)
+        with_ema = experiment.ema.decay > 0
+        wanted = planned_state(parts, optimiser, with_ema, self.mesh)
         step = make_step(
             self.stage,
             optimiser,
@@ -234,9 +234,9 @@ class Run:
         placed = jax.tree.map(lambda leaf: leaf.sharding, wanted)
         self.step = jax.jit(step, donate_argnums=0, out_shardings=(placed, None))
         self.evaluate = jax.jit(self.stage.evaluate)
-        restored = self.store.restore(wanted)
+        restored = self.store.restore(wanted)  # before there is a state: two would take what one step does not
         if restored is None:
-            return state, {}
+            return make_state(parts, optimiser, experiment.seed, with_ema, self.mesh), {}
         return restored.state, restored.record
 
     def to_the_end(self) -> Path:

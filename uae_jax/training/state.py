@@ -60,9 +60,10 @@ def make_state(parts: Parts, optimiser: optax.GradientTransformation, seed: int,
 
 
 def planned_state(parts: Parts, optimiser: optax.GradientTransformation, with_ema: bool, mesh: Any) -> TrainState:
-    """What `make_state` would make, as `ShapeDtypeStruct` with shardings; `parts` hold nothing more either.
+    """What `make_state` would make, as `ShapeDtypeStruct` with shardings: a checkpoint is restored into it.
 
     Args:
+      parts: need hold no more than shapes and dtypes either.
       mesh: a `Mesh` or `AbstractMesh`.
     """
     whole = NamedSharding(mesh, PartitionSpec())
@@ -87,11 +88,6 @@ def planned_state(parts: Parts, optimiser: optax.GradientTransformation, with_em
         key=jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=whole),
         nonfinite_in_a_row=number,
     )
-
-
-def abstract(state: TrainState) -> TrainState:
-    """Shapes, dtypes and shardings of a state, which a checkpoint is restored into."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
 
 
 def _placed(tree: Tree, axes: Tree | None, mesh: Mesh) -> Tree:
