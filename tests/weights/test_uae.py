@@ -186,3 +186,15 @@ def test_a_folder_that_is_no_checkpoint_says_what_it_lacks_and_where_one_is(made
     for look in (uae.look_for, uae.load):
         with pytest.raises(WeightsError, match=re.escape(message)):
             look(tmp_path / named)
+
+
+def test_models_are_cast_as_they_are_written_and_adapters_are_not(folder, tmp_path):
+    weights = uae.load(folder)
+    uae.save_published(weights, tmp_path / "cast", dtype="bfloat16")
+    got = uae.load(tmp_path / "cast")
+    for part in ("encoder", "projector", "decoder", "vae", "text_encoder", "text_encoder_2"):
+        cast = jax.tree.map(lambda x: x.astype("bfloat16"), getattr(weights, part).params)  # by XLA, all at once
+        assert_same_trees(getattr(got, part).params, cast)
+    for part in ("encoder_lora", "decoder_lora"):
+        assert_same_trees(getattr(got, part).params, getattr(weights, part).params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(getattr(got, part).params)} == {np.dtype(np.float32)}

@@ -136,10 +136,4 @@ def save_uae(
         stated |= {section: {**stated.get(section, {}), **values} for section, values in advised.items()}
         said = json.dumps(stated, indent=2) + "\n"
         weights = dataclasses.replace(weights, files={**weights.files, uae.INFERENCE: said.encode()})
-
-    def cast(model: Any) -> Any:
-        return dataclasses.replace(model, params=jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), model.params))
-
-    models = ("encoder", "projector", "decoder", "vae", "text_encoder", "text_encoder_2")
-    weights = dataclasses.replace(weights, **{name: cast(getattr(weights, name)) for name in models})
-    uae.save_published(weights, folder, force=True)
+    uae.save_published(weights, folder, dtype=jnp.dtype(dtype), force=True)

@@ -100,16 +100,16 @@ def save_pretrained(
         write_model(model, folder, max_shard_bytes=max_shard_bytes)
 
 
-def write_model(model: Pretrained, folder: Path, *, max_shard_bytes: int = 5_000_000_000) -> None:
-    """Writes `config.json` and the weights into an existing folder."""
+def write_model(model: Pretrained, folder: Path, *, dtype: Any = None, max_shard_bytes: int = 5_000_000_000) -> None:
+    """Writes `config.json` and the weights into an existing folder; in another dtype than theirs unless it is None."""
     architecture = model.architecture
     table = architecture.table(model.config)
     checkpoint.write_json(folder / "config.json", architecture.config_to_json(model.config))
     checkpoint.write_checkpoint(
         folder,
         architecture.file_stem,
-        transfer.published_shapes(table, model.params),
-        transfer.to_published(table, model.params),
+        transfer.published_shapes(table, model.params, dtype),
+        transfer.to_published(table, model.params, dtype),
         max_shard_bytes=max_shard_bytes,
     )
 

@@ -24,15 +24,19 @@ Progress = Callable[[int], None]
 _SMALL = 16 * 2**20  # bytes; of stacks that the host puts together, for which nothing need be compiled
 
 
-def published_shapes(table: Table, params: Any) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """The shape and dtype of every published key, from a native tree of arrays or `ShapeDtypeStruct`."""
+def published_shapes(table: Table, params: Any, dtype: Any = None) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """The shape and dtype of every published key, from a native tree of arrays or `ShapeDtypeStruct`.
+
+    Args:
+      dtype: of all of them; None: each has its own.
+    """
     flat = traverse_util.flatten_dict(params, sep="/")
     result = {}
     for entry in table:
         leaf = flat[entry.path]
         shape = leaf.shape if entry.layers is None else leaf.shape[1:]
         one = jax.eval_shape(entry.layout.to_published, jax.ShapeDtypeStruct(shape, leaf.dtype))
-        result.update({key: (one.shape, np.dtype(leaf.dtype)) for key in entry.keys})
+        result.update({key: (one.shape, np.dtype(dtype or leaf.dtype)) for key in entry.keys})
     return result
 
 
@@ -191,8 +195,12 @@ def _drop_first(spec: jax.sharding.PartitionSpec) -> jax.sharding.PartitionSpec:
     return jax.sharding.PartitionSpec(*spec[1:])
 
 
-def to_published(table: Table, params: Any) -> Callable[[str], np.ndarray]:
-    """Returns a function from a published key to its value on the host, fetched when asked for, by all processes."""
+def to_published(table: Table, params: Any, dtype: Any = None) -> Callable[[str], np.ndarray]:
+    """Returns a function from a published key to its value on the host, fetched when asked for, by all processes.
+
+    Args:
+      dtype: of values, which they get on the host, so that no device holds a tree of them; None leaves each its own.
+    """
     flat = traverse_util.flatten_dict(params, sep="/")
     place = {key: (entry, i) for entry in table for i, key in enumerate(entry.keys)}
 
@@ -201,6 +209,6 @@ def to_published(table: Table, params: Any) -> Callable[[str], np.ndarray]:
         leaf = flat[entry.path]
         # An array keeps the host copy that is made of it; this one is dropped with its copy.
         value = global_arrays.to_host(jnp.copy(leaf) if entry.layers is None else leaf[i])
-        return np.asarray(entry.layout.to_published(value), order="C")
+        return np.asarray(entry.layout.to_published(value), dtype=dtype, order="C")
 
     return read

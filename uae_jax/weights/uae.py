@@ -266,11 +266,23 @@ def save_native(weights: UAEWeights, folder: str | os.PathLike, *, force: bool =
 
 
 def save_published(
-    weights: UAEWeights, folder: str | os.PathLike, *, force: bool = False, max_shard_bytes: int = 5_000_000_000
+    weights: UAEWeights,
+    folder: str | os.PathLike,
+    *,
+    dtype: Any = None,
+    force: bool = False,
+    max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Writes the published layout, which the authors' inference code loads.
 
     `llm_lora` gets the whole wrapped state dict, as published, and beside it an `adapter_config.json` with its alpha.
+
+    Args:
+      weights: one tensor at a time is held beside them.
+      folder: what does not exist yet.
+      dtype: of all models; None leaves each as it is. Adapters keep theirs.
+      force: replaces a folder that holds a model.
+      max_shard_bytes: of a file.
 
     Raises:
       FileExistsError: see `checkpoint.NewFolder`.
@@ -278,12 +290,12 @@ def save_published(
     with checkpoint.NewFolder(folder, force=force) as root:
         for part, name in {"decoder": DIT, **{part: f"{SD3}/{part}" for part in _SD3_PARTS}}.items():
             (root / name).mkdir(parents=True)
-            pretrained.write_model(getattr(weights, part), root / name, max_shard_bytes=max_shard_bytes)
+            pretrained.write_model(getattr(weights, part), root / name, dtype=dtype, max_shard_bytes=max_shard_bytes)
         _write_files(root, weights.files)
         (root / LLM).mkdir(exist_ok=True)
         encoder = weights.encoder
         checkpoint.write_json(root / LLM / "config.json", encoder.architecture.config_to_json(encoder.config))
-        base = _published_tensors(encoder) | _published_tensors(weights.projector)
+        base = _published_tensors(encoder, dtype) | _published_tensors(weights.projector, dtype)
         _write_lazily(root / LLM, base, max_shard_bytes)
         _save_adapter(root / DIT_LORA, weights.decoder_lora, weights.decoder)
         if weights.encoder_lora is not None:
@@ -297,11 +309,11 @@ def save_published(
 _Lazy = dict[str, tuple[tuple[int, ...], np.dtype, Callable[[], np.ndarray]]]
 
 
-def _published_tensors(model: Pretrained) -> _Lazy:
+def _published_tensors(model: Pretrained, dtype: Any) -> _Lazy:
     """Published key -> shape, dtype and how to get the value."""
     table = model.architecture.table(model.config)
-    read = transfer.to_published(table, model.params)
-    shapes = transfer.published_shapes(table, model.params)
+    read = transfer.to_published(table, model.params, dtype)
+    shapes = transfer.published_shapes(table, model.params, dtype)
     return {key: (shape, dtype, lambda key=key: read(key)) for key, (shape, dtype) in shapes.items()}
 
 
