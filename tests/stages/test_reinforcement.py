@@ -301,5 +301,15 @@ def test_what_cannot_be_is_refused(common):
         u4g(common, dtype="bfloat16", old_logprob="recorded")
     with pytest.raises(ValueError, match="nft has 2 updates, wanted 1"):
         u4g(common, **(preset("nft") | {"paint": PaintSettings(steps=3), "updates": 2}))
+    with pytest.raises(ValueError, match="same_latent is True, wanted False"):
+        u4g(common, **(preset("nft") | {"paint": PaintSettings(steps=3), "same_latent": True}))
+    noisy = {"form": "cps", "guard": True, "paint": PaintSettings(steps=4)}  # its last step has no noise
+    for change in ({"timestep_fraction": 1.0}, {"window": 2, "window_range": (0, 4)}):
+        with pytest.raises(ValueError, match="guard divides by a step's noise"):
+            u4g(common, **noisy, **change)
+    for change in ({}, {"window": 2, "window_range": (0, 3)}):
+        u4g(common, **noisy, **change)
+    with pytest.raises(ValueError, match="6 of 4 steps are trained"):
+        u4g(common, paint=PaintSettings(steps=4), timestep_fraction=1.5)
     with pytest.raises(ValueError, match="preset is 'slow', wanted one of flow_grpo, fast, nft"):
         preset("slow")

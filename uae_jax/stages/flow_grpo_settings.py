@@ -129,16 +129,30 @@ def check(settings: UnderstandingForGenSettings) -> None:
             raise ValueError(
                 f"nft has {s.updates} updates, wanted 1: after the first, another policy than the old one painted"
             )
+        if s.same_latent:
+            raise ValueError(
+                "same_latent is True, wanted False: nft paints without noise, so that what is painted of a caption "
+                "from one latent is all the same, and nothing can be learnt from it"
+            )
         if s.guard or (s.kl and s.kl_form != "velocity"):
             raise ValueError(
                 f"nft has no ratios: guard is {s.guard}, kl_form {s.kl_form!r}, wanted False and 'velocity'"
             )
         return
-    flow.make_schedule(steps, form=s.form, noise_level=s.noise_level)
+    noisy = flow.make_schedule(steps, form=s.form, noise_level=s.noise_level)
     first, stop = s.window_range
     if s.window and not 0 <= first <= first + s.window <= stop <= steps:
         raise ValueError(f"a window of {s.window} does not fit window_range {s.window_range} of {steps} steps")
-    if s.noise_level <= 0 or s.trained_steps < 1:
-        raise ValueError(f"noise_level is {s.noise_level}, trained steps {s.trained_steps}; wanted more than 0 of both")
+    if s.noise_level <= 0 or not 1 <= s.trained_steps <= steps:
+        raise ValueError(
+            f"noise_level is {s.noise_level}, and {s.trained_steps} of {steps} steps are trained (timestep_fraction "
+            f"{s.timestep_fraction}); wanted noise, and at least one of the steps"
+        )
+    trained = noisy.std[first:stop] if s.window else noisy.std[: s.trained_steps]
+    if s.guard and not trained.all():
+        raise ValueError(
+            f"guard divides by a step's noise, and the last of form {s.form!r} has none; wanted a timestep_fraction "
+            "below 1 or a window_range that ends before it"
+        )
     if s.old_logprob == "recorded" and s.dtype != "float32":
         raise ValueError(f"old_logprob is 'recorded' and dtype {s.dtype}; wanted 'replay', or float32: see its use")
