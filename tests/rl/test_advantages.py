@@ -53,6 +53,13 @@ def test_equal_rewards_teach_nothing():  # oracle 8: finite, though the deviatio
     assert metrics["zero_variance_groups"] == 0.5 and np.isfinite(got).all()
 
 
+def test_groups_without_spread_are_counted_without_a_floor_too():
+    # What float32 makes of equal cosines differs in the last place.
+    rewards = jnp.array([[0.8, 0.8, 0.80000007], [0.8, 0.801, 0.8]])
+    _, metrics = group_advantages(rewards, AdvantageConfig(std="batch", floor=0.0))
+    assert metrics["zero_variance_groups"] == 0.5
+
+
 def test_groups_below_the_floor_are_dropped_and_others_are_not():
     # Deviations 0.0005 and 0.002; without the floor the first would count as much as the second.
     rewards = jnp.array([[0.8, 0.801], [0.8, 0.804]])

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 Array = jax.Array
+_EQUAL = 1e-6  # deviation within a group, of rewards about 1, that may be rounding alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +22,8 @@ class AdvantageConfig:
         "batch" (Flow-GRPO), or "none" (Dr.GRPO).
       bessel: divide by G - 1 rather than G under the root (of a batch, likewise).
       epsilon: added to the deviation.
-      floor: groups whose own deviation is below it teach nothing: their advantages are 0, and they are counted.
-        Cosines are never exactly equal, and dividing by what is nearly 0 would blow noise up.
+      floor: groups whose own deviation is below it teach nothing: their advantages are 0. Cosines are never exactly
+        equal, and dividing by what is nearly 0 would blow noise up.
       clamp: largest absolute advantage; 0 for no limit.
     """
 
@@ -50,7 +51,8 @@ def group_advantages(rewards: Array, config: AdvantageConfig = AdvantageConfig()
 
     Returns:
       f32[B, G], of mean 0 in every group before clamping, no gradient flows through it; and the metrics "reward",
-      "reward_std" (mean deviation within a group) and "zero_variance_groups" (fraction), f32[].
+      "reward_std" (mean deviation within a group) and "zero_variance_groups" (fraction of the groups that are below
+      the floor or whose rewards are equal but for rounding), f32[].
 
     Raises:
       ValueError: if a group has a single member.
@@ -68,5 +70,6 @@ def group_advantages(rewards: Array, config: AdvantageConfig = AdvantageConfig()
     advantages = jnp.where(flat, 0.0, centred / jnp.where(flat, 1.0, scale + epsilon))
     if config.clamp:
         advantages = jnp.clip(advantages, -config.clamp, config.clamp)
-    metrics = {"reward": rewards.mean(), "reward_std": own.mean(), "zero_variance_groups": flat.mean(dtype=jnp.float32)}
+    equal = (own < max(config.floor, _EQUAL)).mean(dtype=jnp.float32)
+    metrics = {"reward": rewards.mean(), "reward_std": own.mean(), "zero_variance_groups": equal}
     return advantages, metrics
