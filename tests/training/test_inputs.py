@@ -1,5 +1,6 @@
 """What is missing is told before a model is built, and before anything is written."""
 
+import dataclasses
 import shutil
 
 import pytest
@@ -9,7 +10,7 @@ from tests.training.test_loop import toy_stage  # noqa: F401
 from uae_jax.data.config import DataConfig, SourceConfig
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.rewards.reconstruction import RewardPart
-from uae_jax.stages import autoencoder, gen_for_understanding, pretrain
+from uae_jax.stages import autoencoder, gen_for_understanding, pretrain, understanding_for_gen
 from uae_jax.stages.towers import TowerConfig
 from uae_jax.training import inputs, loop
 from uae_jax.weights import checkpoint
@@ -73,7 +74,27 @@ def test_every_model_is_looked_for_and_none_is_read(stage, settings, named, monk
     monkeypatch.setattr(checkpoint, "open_checkpoint", None)
     made = stage(stage.Settings(**settings))
     with pytest.raises(ValueError, match=f"{named}: runs/none/model: no such folder"):
-        inputs.open_inputs(test_loop.experiment(), made, make_mesh(data=-1))
+        inputs.open_inputs(captioned(), made, make_mesh(data=-1))
+
+
+def captioned(data=True, validation=True):
+    run = test_loop.experiment()
+    given = {"data": data, "validation": validation}
+    read = {name: dataclasses.replace(getattr(run, name), with_captions=value) for name, value in given.items()}
+    return dataclasses.replace(run, **read)
+
+
+@pytest.mark.parametrize("name", ["data", "validation"])
+def test_a_stage_that_reads_captions_is_not_begun_without(name):
+    without, mesh = captioned(**{name: False}), make_mesh(data=-1)
+    stage = understanding_for_gen.UnderstandingForGen
+    settings = stage.Settings(decoder=TRAINED, captions="data")
+    with pytest.raises(ValueError, match=f"{name}.with_captions is False, .* --config.{name}.with_captions=true"):
+        inputs.open_inputs(without, stage(settings), mesh)
+    inputs.open_inputs(captioned(), stage(settings), mesh)
+    inputs.open_inputs(without, stage(dataclasses.replace(settings, captions="own")), mesh)
+    encoded = pretrain.PretrainSettings(model="tiny", precomputed=True)
+    inputs.open_inputs(without, pretrain.Pretrain(encoded), mesh)
 
 
 def test_what_is_there_is_found(monkeypatch):

@@ -68,6 +68,7 @@ class GenForUnderstanding(LoopStage):
 
     Settings = GenForUnderstandingSettings
     keep_reference = True
+    needs_captions = False
 
     def __init__(self, settings: GenForUnderstandingSettings, seed: int = 0):
         super().__init__(settings, seed)

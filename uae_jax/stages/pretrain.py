@@ -48,6 +48,7 @@ class Pretrain(Stage):
     def __init__(self, settings: PretrainSettings, seed: int = 0):
         super().__init__(settings, seed)
         check(settings)
+        self.needs_captions = not settings.precomputed
         self.parts = UAEParts(settings.model, settings.encoder_from, settings.decoder_from, settings.vae_from)
         uae_models.check_parts(self.parts)
 

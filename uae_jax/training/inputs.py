@@ -29,6 +29,12 @@ def open_inputs(experiment: Experiment, stage: Stage, mesh: Mesh) -> Inputs:
     Raises:
       ValueError: if there is no such data or model; names it.
     """
+    for name in ("data", "validation"):
+        read = getattr(experiment, name)
+        if stage.needs_captions and read is not None and not read.with_captions:
+            raise ValueError(
+                f"{name}.with_captions is False, but this stage reads captions; set --config.{name}.with_captions=true"
+            )
     size, seed = experiment.batch_size, experiment.seed
     data = Loader(experiment.data, size, seed, rows=global_arrays.rows_here(mesh, size))
     validation = None if experiment.validation is None else Loader(experiment.validation, size, seed)
