@@ -1,6 +1,7 @@
 """Rewards of a user's own: found by their path, and an error is an error."""
 
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 
 from tests.training import several
+from uae_jax.batching import place
+from uae_jax.parallel import replicas
+from uae_jax.parallel.mesh import make_mesh
 from uae_jax.rewards import custom
 
 IMAGES = jnp.full((2, 4, 4, 3), 0.5)
@@ -49,6 +53,19 @@ def test_a_function_of_numpy_arrays_runs_inside_a_compiled_program():
     np.testing.assert_allclose(got, 1.5)
 
 
+def test_every_copy_of_the_weights_is_told_of_its_own_rows():
+    mesh, rows = make_mesh(data=4, fsdp=2), jnp.linspace(0.1, 0.8, 8)[:, None, None, None] * jnp.ones((8, 4, 4, 3))
+
+    def loss(_, rows):
+        value = host_brightness(jnp.ones_like(rows), rows)
+        return value.mean(), value
+
+    with jax.set_mesh(mesh):
+        mean, value = jax.jit(lambda x: replicas.on_each(loss, {}, x))(place(rows, mesh))
+    np.testing.assert_allclose(value, rows[:, 0, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(mean, 0.45, rtol=1e-6)
+
+
 def test_nothing_is_differentiated_on_the_host():
     gradient = jax.grad(lambda x: host_brightness(IMAGES, x).sum() + x.sum())(IMAGES)
     np.testing.assert_array_equal(gradient, 1)
@@ -76,11 +93,26 @@ def test_what_is_no_reward_ends_the_program(function, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mesh", "calls"), [({"data": 2}, [[2], [2]]), ({"tensor": 2}, [[4], []])])
-def test_several_processes_are_told_the_same(mesh, calls, tmp_path):
+@pytest.mark.parametrize(
+    ("mesh", "calls", "copies"),
+    [
+        ({"data": 2}, [[2], [2]], []),
+        ({"tensor": 2}, [[4], []], []),
+        ({"data": 2, "tensor": 2}, [[2], [2]], ["COPIES"]),
+        ({"fsdp": 2, "tensor": 2}, [[2], [2]], ["COPIES"]),
+    ],
+)
+def test_several_processes_are_told_the_same(mesh, calls, copies, tmp_path):
     # Left to itself, JAX calls on process 0 only, and the others go on with zeros. Where both processes have the same
     # rows, one of them asks: two calls need not agree.
-    several.run(["tests.rewards.host_process", json.dumps(mesh)], 2, tmp_path, seconds=300)
-    told = [json.loads(several.said(tmp_path, index).splitlines()[-1]) for index in range(2)]
+    several.run(
+        ["tests.rewards.host_process", json.dumps(mesh), *copies],
+        2,
+        tmp_path,
+        devices=math.prod(mesh.values()) // 2,
+        seconds=300,
+    )
+    lines = [several.said(tmp_path, index).splitlines() for index in range(2)]  # with what gloo says among them
+    told = [json.loads(next(line for line in some if line.startswith("{"))) for some in lines]
     assert [one["reward"] for one in told] == [[0.1, 0.2, 0.3, 0.4]] * 2
     assert [one["calls"] for one in told] == calls

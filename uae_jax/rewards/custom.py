@@ -44,14 +44,21 @@ def on_host(function: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> RewardF
 
 
 def _called(function: Callable, reference: jax.Array, reconstruction: jax.Array) -> jax.Array:
-    return jax.pure_callback(function, jax.ShapeDtypeStruct(reference.shape[:1], np.float32), reference, reconstruction)
+    def once(reference: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+        """Copies of the weights (`uae_jax.parallel.replicas`) have one more axis, and their rows are asked together."""
+        pairs = (np.asarray(images).reshape(-1, *images.shape[-3:]) for images in (reference, reconstruction))
+        return function(*pairs).reshape(reference.shape[:-3])
+
+    kind = jax.ShapeDtypeStruct(reference.shape[:1], np.float32)
+    return jax.pure_callback(once, kind, reference, reconstruction, vmap_method="broadcast_all")
 
 
 def _on_own_hosts(function: Callable, reference: jax.Array, reconstruction: jax.Array) -> jax.Array:
     """Has every process call the function on its own rows: JAX would have one call it, and give the others zeros."""
     mesh = jax.sharding.get_abstract_mesh()
     rows = sharding.partition_spec(reference.shape[:1], ("batch",), mesh)
-    others = tuple(name for name in mesh.axis_names if name not in (rows[0] or ()))
+    several = (axis for axis in mesh.axis_names if sharding.axis_size(mesh, axis) > 1)
+    others = tuple(axis for axis in several if axis not in (rows[0] or ()))
 
     def once(reference: jax.Array, reconstruction: jax.Array) -> jax.Array:
         """Devices that have the same rows take what one of them was told, as no two calls need agree."""
