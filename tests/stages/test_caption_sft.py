@@ -126,6 +126,11 @@ def test_only_answers_count(run):
     assert (batch["image_index"] >= 0).sum(axis=1).tolist() == [4, 4, 4, 0] * 2
 
 
+def test_a_share_of_text_alone_that_would_be_none_is_refused(run):
+    with pytest.raises(ValueError, match=r"text_only is 0.25 of 3 rows, which is none; wanted at least 4 rows"):
+        run.stage.prepare({}, {}, {}, run.stage.collate(samples()[:3]), None)
+
+
 def test_padding_changes_nothing(run):
     batch = run.stage.collate(samples())
     loss, _, gradient = run.on(batch)

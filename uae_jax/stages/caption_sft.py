@@ -13,6 +13,7 @@ Letters: B samples, T tokens, P patches, H/W image height and width.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -141,7 +142,17 @@ class CaptionSFT(Stage):
         return [int((i + 1) * share + 1e-9) > int(i * share + 1e-9) for i in range(count)]
 
     def prepare(self, params: Tree, state: Tree, frozen: Tree, batch: Tree, key: Array) -> tuple[Tree, dict]:
-        """Weighs tokens by the whole batch, so that micro-batches add up to its mean."""
+        """Weighs tokens by the whole batch, so that micro-batches add up to its mean.
+
+        Raises:
+          ValueError: if there are too few rows on a process for `text_only`.
+        """
+        share, rows = self.settings.text_only, len(batch["scored"]) // jax.process_count()
+        if share and not any(self._text_only(rows)):
+            raise ValueError(
+                f"text_only is {share:g} of {rows} rows, which is none; wanted at least {math.ceil(1 / share - 1e-9)} "
+                "rows of a batch on each process, a larger share, or 0"
+            )
         scored = batch["scored"].astype(jnp.float32)
         count = scored.sum()
         counts = {"tokens": count, "captions_cut": batch["cut"].sum().astype(jnp.float32)}
