@@ -152,3 +152,15 @@ def test_what_follows_a_stage_does_not_go_on_from_another_result_of_it(tmp_path)
         chain.train_stages(stages(5), tmp_path)
     shutil.rmtree(tmp_path / "2_second")
     chain.train_stages(stages(5), tmp_path)
+
+
+def test_a_run_knows_of_which_step_the_result_was_that_it_began_from(tmp_path):
+    first = test_loop.experiment(steps=3)
+    (model,) = chain.train_stages([("one", first)], tmp_path / "first")
+    second = [("two", test_loop.experiment(steps=3, settings=toy.Settings(model=str(model))))]
+    chain.train_stages(second, tmp_path / "second")
+    chain.train_stages(second, tmp_path / "second")
+    chain.train_stages([("one", dataclasses.replace(first, steps=5))], tmp_path / "first")
+    with pytest.raises(ValueError, match=r"began from .*first as of step 3, which is of step 5 now; remove .*second"):
+        chain.train_stages(second, tmp_path / "second")
+    chain.train_stages(second, tmp_path / "third")

@@ -46,6 +46,7 @@ def train_stages(experiments: Sequence[Named], workdir: Path, *, quiet: bool = F
             for there in (models, beside)
         )
         began = {beside[stage]: models[stage].parent for stage in drawn.values()}
+        began |= results.named(experiment.settings)
         models[name] = loop.train(started, folder, name=name, quiet=quiet, recorded=recorded, began=began)
         beside[name] = f"../{folder.name}/{MODEL}"
     return list(models.values())

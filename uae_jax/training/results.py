@@ -5,9 +5,11 @@ workdir/finished.json    the step that the result is of; written after it
 workdir/began_from.json  earlier results that the stage began from -> their steps
 """
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from uae_jax import paths
 from uae_jax.parallel import processes
@@ -42,8 +44,9 @@ def begun(workdir: Path) -> bool:
 def begin(workdir: Path, results: Mapping[str, Path]) -> None:
     """Remembers which results a stage begins from; refuses to go on from others than it began from.
 
-    A run of several stages may be made longer at one of them. What follows was trained on that one's earlier result:
-    its adapter and moments fit no other. What has not begun may begin from any. All processes at once.
+    What a run begins from may be the result of another, which is made longer later on. What it has trained by then, an
+    adapter and moments, fits the earlier result and no other. What has not begun may begin from any. All processes at
+    once.
 
     Args:
       workdir: of the stage.
@@ -63,6 +66,12 @@ def begin(workdir: Path, results: Mapping[str, Path]) -> None:
     processes.from_main(None)  # all have looked before one writes
     if now and processes.is_main():
         paths.write(workdir / _BEGAN_FROM, json.dumps(now, indent=2) + "\n")
+
+
+def named(settings: Any) -> dict[str, Path]:
+    """Settings that name a result of another run: as they do -> the run's folder."""
+    values = [getattr(settings, field.name) for field in dataclasses.fields(settings)]
+    return {value: paths.as_path(value).parent for value in values if str(value).endswith(f"/{MODEL}")}
 
 
 def _read(file: Path) -> dict | None:
