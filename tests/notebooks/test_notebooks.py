@@ -35,6 +35,7 @@ def test_has_a_badge_and_one_install_cell_of_the_same_repository(file):
     assert [number for number, source in enumerate(code) if "pip install" in source] == [0]
     assert f"git+https://github.com/{repository}" in code[0] and "-q" in code[0]
     assert 'find_spec("uae_jax") is None' in code[0]  # where it is installed, nothing is done
+    assert 'which("nvidia-smi")' in code[0]  # with a plug-in that is too old for its version, JAX leaves a GPU alone
 
 
 @every
