@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -132,3 +134,34 @@ def test_preprocessing_on_the_device_is_that_of_the_host(way, shape):
     overshoots = shape[1] > 2 * shape[0] and way is not scorers.DINOV3_INPUT
     assert (np.quantile(difference, 0.99) if overshoots else difference.max()) < 2 * level
     assert difference.mean() < 0.5 * level
+
+
+@pytest.mark.parametrize(("size", "corner"), [((307, 400), (0, 34)), ((400, 303), (36, 0)), ((224, 226), (0, 1))])
+def test_longclip_is_cropped_as_torchvision_does(size, corner):
+    # Its own transform ends in CenterCrop, whose corner is int(round(left_out / 2)): of 67 pixels 34 (33.5 to even), of
+    # 71 then 36 (35.5 to even), and of 2 just 1. transformers crops CLIP at 33 and 35.
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), np.uint8))
+    scale = dataclasses.replace(scorers.CLIP_INPUT, mean=(0, 0, 0), std=(1, 1, 1), rounded=True)
+    short = min(size)
+    scaled = image.resize([int(s * 224 / short) for s in size], Image.Resampling.BICUBIC)
+    wanted = np.asarray(scaled.crop((*corner, corner[0] + 224, corner[1] + 224))) / np.float32(255)
+    np.testing.assert_array_equal(scale(image), wanted)
+
+
+def test_who_crops_as_torchvision_does():
+    # What a folder says of itself is in transformers' terms.
+    assert Scorer.from_pretrained("tiny/scorers/clip").preprocessing.rounded is False
+    long = dataclasses.replace(scorers.CLIP_INPUT, rounded=True)
+    assert scorers.preprocessing_from_json({}, long).rounded
+    assert not scorers.preprocessing_from_json({"crop_size": 224}, long).rounded
+
+
+@pytest.mark.parametrize("name", ["clip", "longclip", "dinov2", "dinov3"])
+def test_nothing_is_multiplied_in_less_than_float32(name):
+    # On accelerators less is the default: bfloat16 on TPUs, TF32 on GPUs.
+    scorer = Scorer.from_pretrained(f"tiny/scorers/{name}")
+    images = jnp.zeros((1, scorer.preprocessing.side, scorer.preprocessing.side, 3))
+    gradient = jax.make_jaxpr(jax.grad(lambda x: scorer.features(scorer.model.params, x).sum()))(images)
+    products = str(gradient).count("dot_general[")
+    assert products > 10
+    assert str(gradient).count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == products

@@ -43,6 +43,8 @@ class Preprocessing:
       resample: PIL's filter.
       mean, std: per channel, on a scale of 0 to 1.
       floats: scale floats, as PyTorch does; else bytes, as PIL does, which rounds and clips after each of its passes.
+      rounded: of an odd number of pixels that the crop leaves out, round half of it to even on the left and the top,
+        as torchvision does; transformers rounds down.
     """
 
     shortest: int | None
@@ -51,11 +53,12 @@ class Preprocessing:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     floats: bool = False
+    rounded: bool = False
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """RGB image -> f32[S, S, 3], normalised."""
         rows, columns = self._scaled(image.height, image.width)
-        left, top = (columns - self.side) // 2, (rows - self.side) // 2
+        left, top = self._left_out(columns), self._left_out(rows)
         box = (left, top, left + self.side, top + self.side)
         if self.floats:
             channels = [channel.convert("F").resize((columns, rows), self.resample) for channel in image.split()]
@@ -76,9 +79,13 @@ class Preprocessing:
         for shape in ((count, height, columns, channels), (count, rows, columns, channels)):  # PIL's two passes
             pixels = jax.image.resize(pixels, shape, way)
             pixels = pixels if self.floats else jnp.clip(pixels, 0.0, 1.0)
-        top, left = (rows - self.side) // 2, (columns - self.side) // 2
+        top, left = self._left_out(rows), self._left_out(columns)
         pixels = pixels[:, top : top + self.side, left : left + self.side]
         return (pixels - np.float32(self.mean)) / np.float32(self.std)
+
+    def _left_out(self, length: int) -> int:
+        """Pixels before the crop, on one axis."""
+        return round((length - self.side) / 2) if self.rounded else (length - self.side) // 2
 
     def _scaled(self, height: int, width: int) -> tuple[int, int]:
         """Height and width before the crop."""
@@ -92,8 +99,8 @@ class Preprocessing:
         return rows, columns
 
 
-# What each family's published processor does, where the folder does not say. DINOv3's turns images to floats before it
-# scales them; the others scale bytes.
+# What each family's published processor does, where the folder does not say: CLIP's and the DINOs' in transformers,
+# LongCLIP's by torchvision. DINOv3's turns images to floats before it scales them; the others scale bytes.
 CLIP_INPUT = Preprocessing(224, 224, Image.Resampling.BICUBIC, CLIP_MEAN, CLIP_STD)
 DINOV2_INPUT = Preprocessing(256, 224, Image.Resampling.BICUBIC, IMAGENET_MEAN, IMAGENET_STD)
 DINOV3_INPUT = Preprocessing(None, 224, Image.Resampling.BILINEAR, IMAGENET_MEAN, IMAGENET_STD, floats=True)
@@ -114,10 +121,17 @@ def preprocessing_from_json(value: dict, default: Preprocessing) -> Preprocessin
         mean=tuple(value.get("image_mean", default.mean)),
         std=tuple(value.get("image_std", default.std)),
         floats=default.floats,
+        rounded=default.rounded and not value,
     )
 
 
 _CLIP_TEXT = 77  # tokens that CLIP reads; LongCLIP is the same network but for reading more
+
+
+def _reads_more(model: Pretrained) -> bool:
+    """Whether a CLIP is a LongCLIP."""
+    text = getattr(model.config, "text", None)
+    return text is not None and text.positions > _CLIP_TEXT
 
 
 def _no_stand_in(name: str, kind: str) -> Any:
@@ -148,7 +162,8 @@ class Scorer:
             raise ValueError(f"{name_or_path}: {name} has no image features; wanted CLIP, DINOv2 or DINOv3")
         if default is CLIP_INPUT:
             side = getattr(model.config, "vision", model.config).image_size
-            default = dataclasses.replace(CLIP_INPUT, shortest=side, side=side)
+            long = _reads_more(model)
+            default = dataclasses.replace(CLIP_INPUT, shortest=side, side=side, rounded=long)
         stated = {}
         if not (shapes_only.active() and not shapes_only.is_there(name_or_path, "model")):
             file = checkpoint.resolve(name_or_path) / "preprocessor_config.json"
@@ -175,17 +190,21 @@ class Scorer:
         if not kind.startswith(wanted):
             raise ValueError(f"{name_or_path} holds a {kind}, wanted a {wanted} for {name}; name another folder")
         long = name == "longclip"
-        if text is not None and wanted == "CLIP" and (text.positions > _CLIP_TEXT) != long:
+        if text is not None and wanted == "CLIP" and _reads_more(model) != long:
             count = f"{'more than' if long else 'at most'} {_CLIP_TEXT}"
             raise ValueError(
                 f"{name_or_path} reads texts of {text.positions} tokens, wanted {count} for {name}; name another folder"
             )
 
     def features(self, params: Any, images: Array) -> Array:
-        """f32[B, S, S, 3], preprocessed -> f32[B, E], each of length 1. Pure; to be jitted."""
+        """f32[B, S, S, 3], preprocessed -> f32[B, E], each of length 1. Pure; to be jitted.
+
+        Float32 throughout: by default TPUs and GPUs round what they multiply to 8 and 11 bits, which a cosine shows.
+        """
         module = self.model.architecture.module(self.model.config, self.runtime)
         method = "encode_image" if self.model.architecture.name == "CLIPModel" else None
-        out = module.apply({"params": params}, images, method=method)
+        with jax.default_matmul_precision("highest"):
+            out = module.apply({"params": params}, images, method=method)
         vectors = (out[0] if isinstance(out, tuple) else out).astype(jnp.float32)
         return vectors / jnp.linalg.norm(vectors, axis=-1, keepdims=True)
 
