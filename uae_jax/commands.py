@@ -21,7 +21,7 @@ from uae_jax.data.images import SUFFIXES, ImageError, open_image
 from uae_jax.data.lines import numbered_lines
 from uae_jax.defaults import Defaults, given
 from uae_jax.engine import CaptionSettings, PaintSettings, check_sides
-from uae_jax.pipeline import UAE
+from uae_jax.pipeline import UAE, fastest_dtype
 from uae_jax.weights import checkpoint, fingerprint
 from uae_jax.weights import uae as uae_weights
 from uae_jax.weights.progress import reading_bar
@@ -106,7 +106,8 @@ def model_settings(args: argparse.Namespace) -> dict[str, str | None]:
     """
     processor = fingerprint.of_processor(args.processor) if args.processor else None
     weights = fingerprint.of_model(args.model)
-    return {"model": args.model, "weights": weights, "processor": processor, "dtype": args.dtype}
+    about = {"model": args.model, "weights": weights, "processor": processor, "dtype": args.dtype}
+    return about | {"computed_in": fastest_dtype() if args.dtype == "auto" else args.dtype}
 
 
 def save(image: Image.Image, target: Path) -> None:

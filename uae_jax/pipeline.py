@@ -36,6 +36,11 @@ from uae_jax.weights.uae import UAEWeights
 MAX_PIXELS = 65_536  # of an image that the encoder reads, unless its own limit is lower; the published model's setting
 
 
+def fastest_dtype() -> str:
+    """What models compute in unless they are told: float32 on a CPU, which is as fast in it, bfloat16 elsewhere."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 @dataclasses.dataclass
 class Reconstruction:
     """One image's way through the loop.
@@ -130,7 +135,7 @@ class UAE:
                 "staged keeps weights in the memory of one host, wanted no mesh; a mesh splits them instead"
             )
         if dtype is None:
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+            dtype = fastest_dtype()
         root = checkpoint.resolve(name_or_path)
         if scorers is None:
             scorers = {folder.name: folder for folder in sorted((root / uae.SCORERS).glob("*")) if folder.is_dir()}

@@ -51,6 +51,13 @@ def folder(tmp_path):
     return tmp_path
 
 
+def test_answers_that_do_not_say_who_gave_them_are_nobodys(model, folder):
+    run(model, items(folder, 0), folder)
+    (folder / "a.jsonl.settings.json").unlink()
+    with pytest.raises(ValueError, match=r"1 answers written, and no .*a.jsonl.settings.json that says with what"):
+        run(model, items(folder, 0, 1), folder)
+
+
 def items(folder, *numbers):
     return [Item(folder / f"{number}.png", f"q{number}") for number in numbers]
 

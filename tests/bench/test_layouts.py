@@ -213,10 +213,36 @@ def test_prompts_that_another_model_rewrote_are_not_painted(prompts, tmp_path, c
     assert bench("genevalpp", prompts, tmp_path / "out", "--rewrite") == 0
     shutil.rmtree(tmp_path / "out")
     assert bench("genevalpp", prompts, tmp_path / "out", "--rewrite", "--dtype", "bfloat16") == 1
-    assert "5 rewritten prompts written with other settings (dtype 'auto', now 'bfloat16')" in capsys.readouterr().err
+    assert "5 rewritten prompts written with other settings (dtype 'auto', now 'bfloat16'; " in capsys.readouterr().err
     (tmp_path / "out.rewritten.jsonl.settings.json").unlink()  # as earlier versions left it
     assert bench("genevalpp", prompts, tmp_path / "out", "--rewrite") == 1
-    assert "does not say which model wrote it; remove it" in capsys.readouterr().err
+    assert "5 rewritten prompts written, and no" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_paintings_that_do_not_say_who_painted_them_are_left_alone(prompts, tmp_path, capsys, name):
+    assert bench(name, prompts, tmp_path / "out") == 0
+    (tmp_path / "out.settings.json").unlink()  # others' work, or a folder that was copied without it
+    files = [file for file in (tmp_path / "out").rglob("*") if file.suffix in (".png", ".jpg")]
+    files[0].unlink()
+    told = {file: file.read_bytes() for file in files[1:]}
+    assert bench(name, prompts, tmp_path / "out") == 1
+    assert f"files painted, and no {tmp_path / 'out.settings.json'} that says with what" in capsys.readouterr().err
+    assert {file: file.read_bytes() for file in files[1:]} == told
+    (tmp_path / "out.settings.json").write_text('{"model": "ti')
+    assert bench(name, prompts, tmp_path / "out") == 1
+    assert f"{tmp_path / 'out.settings.json'} holds no settings" in capsys.readouterr().err
+
+
+def test_what_dpg_would_take_for_a_painting_is_told_before_any_is_painted(prompts, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    (tmp_path / "out/.p0.png.part").write_bytes(b"of a run that was killed")
+    assert bench("dpg", prompts, tmp_path / "out") == 1
+    assert f"{tmp_path / 'out/notes.txt'}: not of this benchmark" in capsys.readouterr().err
+    assert not Painter.loaded and not (tmp_path / "out.settings.json").exists()
+    (tmp_path / "out/notes.txt").unlink()
+    assert bench("dpg", prompts, tmp_path / "out") == 0
 
 
 def edit_lines(prompts):

@@ -47,12 +47,16 @@ def blurred(references, folder, *, radius=2, leave_out=()):
     return folder
 
 
+def copied(references):
+    return shutil.copytree(references, references.with_name("copies"))
+
+
 def bench(references, output, scorers, *more):
     return cli.main(["bench", "unified", "--reference", str(references), "--output", str(output), *scorers, *more])
 
 
 def test_an_image_is_like_itself(references, tmp_path, scorers):
-    assert bench(references, tmp_path / "out.json", scorers, "--generated", str(references)) == 0
+    assert bench(references, tmp_path / "out.json", scorers, "--generated", str(copied(references))) == 0
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["summary"]["overall_average"] == pytest.approx(1, abs=1e-5)
 
@@ -127,6 +131,38 @@ def test_our_own_paintings_go_on_where_they_stopped(references, tmp_path, scorer
     assert bench(references, output, scorers, *more[:-1], "3", "--force") == 1
 
 
+@pytest.mark.slow
+def test_of_other_references_nothing_is_kept(references, tmp_path, scorers, model, capsys):
+    # Captions and noise are drawn by number, which a reference that is added or mended gives to others.
+    more = ["--model", str(model), "--max-new-tokens", "4", "--steps", "1", "--force"]
+    whole = (references / "1.png").read_bytes()
+    (references / "1.png").write_bytes(b"no image")
+    assert bench(references, tmp_path / "out.json", scorers, *more) == 1
+    told = capsys.readouterr()
+    assert f"skipped: {references / '1.png'}" in told.err and "1 without a painting: 1.png" in told.out
+    for change in (whole, (references / "0.png").read_bytes()):  # mended, and another one in its place
+        (references / "1.png").write_bytes(change)
+        assert bench(references, tmp_path / "out.json", scorers, *more) == 1
+        assert "2 captions written with other settings (references '" in capsys.readouterr().err
+    (references / "1.png").write_bytes(b"no image")
+    assert bench(references, tmp_path / "out.json", scorers, *more) == 1
+    assert "without a painting" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", [".", "below"])
+def test_references_do_not_become_their_own_paintings(references, tmp_path, scorers, capsys, place):
+    generated = references if place == "." else references.parent
+    assert bench(references, tmp_path / "out.json", scorers, "--generated", str(generated)) == 1
+    assert "references would be taken for paintings of themselves" in capsys.readouterr().err
+
+
+def test_what_macos_keeps_beside_an_image_is_none(references, tmp_path, scorers):
+    generated = blurred(references, tmp_path / "generated")
+    for folder in (references, generated):
+        (folder / "._0.png").write_bytes(b"Mac OS X")
+    assert bench(references, tmp_path / "out.json", scorers, "--generated", str(generated)) == 0
+
+
 def test_two_references_of_one_stem_cannot_both_be_painted(references, tmp_path, scorers, capsys):
     Image.open(references / "0.png").save(references / "0.jpg")
     assert bench(references, tmp_path / "out.json", scorers, "--model", "tiny") == 1
@@ -134,7 +170,7 @@ def test_two_references_of_one_stem_cannot_both_be_painted(references, tmp_path,
 
 
 def test_the_record_is_json(references, tmp_path, scorers, capsys):
-    assert bench(references, tmp_path / "out", scorers, "--generated", str(references)) == 1
+    assert bench(references, tmp_path / "out", scorers, "--generated", str(copied(references))) == 1
     assert "wanted FILE.json" in capsys.readouterr().err
 
 
@@ -237,7 +273,7 @@ def test_the_overall_score_is_of_the_four_whoever_else_judges(tmp_path):
 
 def test_scorers_of_the_package_are_told_apart(references, tmp_path, capsys):
     one = ["--scorer", "clip=tiny/scorers/clip"]
-    assert bench(references, tmp_path / "out.json", one, "--generated", str(references)) == 0
+    assert bench(references, tmp_path / "out.json", one, "--generated", str(copied(references))) == 0
     told = capsys.readouterr()
     assert "know the scene world alone" in told.out and "know the scene world alone" in told.err
     assert json.loads((tmp_path / "out.json").read_text())[unified.OWN]["scene_scorers"] == ["clip"]
@@ -299,7 +335,7 @@ def test_a_file_of_another_kind_beside_the_paintings_is_left_alone(references, t
 def test_nothing_is_written_that_cannot_be_shown(references, tmp_path, scorers, monkeypatch):
     monkeypatch.setattr(commands.gallery, "to_html", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        bench(references, tmp_path / "out.json", scorers, "--generated", str(references))
+        bench(references, tmp_path / "out.json", scorers, "--generated", str(copied(references)))
     assert not list(tmp_path.glob("out*"))  # so that the same command can be given again
 
 

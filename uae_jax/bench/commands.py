@@ -86,10 +86,13 @@ def paintings(args: argparse.Namespace, model: Loader) -> list[Task]:
     model_is = model_settings(args)
     made_with = {"benchmark": args.benchmark, "prompts": str(prompts.resolve()), "tasks": digest(tasks), **model_is}
     made_with |= {"seed": args.seed, "rewrite": args.rewrite, "paint": plain.to_plain(settings)}
+    if strangers := layout.strangers(tasks, output):
+        raise ValueError(
+            f"{_some([str(path) for path in strangers])}: not of this benchmark, whose scorer would take it for a "
+            "painting; keep it elsewhere"
+        )
     there = [task for task in tasks if (output / task.file).exists()]
     rewritten = output.with_name(output.name + ".rewritten.jsonl")
-    if args.rewrite and not there and rewritten.exists() and not settings_file(rewritten).exists():
-        raise ValueError(f"{rewritten} does not say which model wrote it; remove it, or choose another --output")
     output.parent.mkdir(parents=True, exist_ok=True)
     # Not in it: scorers take whatever is there for paintings.
     same_settings(settings_file(output), made_with, f"{output} has {len(there)} files painted", fresh=not there)
@@ -246,6 +249,11 @@ def _places(args: argparse.Namespace) -> tuple[Path, Path, Path]:
         if file.exists() and not args.force:
             raise FileExistsError(f"{file} would be overwritten; choose another --output, or --force")
     generated = Path(args.generated).expanduser() if args.generated else output.with_suffix("") / PAINTINGS
+    if generated.resolve() in (reference.resolve(), *reference.resolve().parents):
+        raise ValueError(
+            f"--reference {args.reference} is, or lies in, the folder of paintings {generated}, so that references "
+            "would be taken for paintings of themselves; keep each in a folder of its own"
+        )
     if reference.resolve() in generated.resolve().parents:
         option, value = ("generated", args.generated) if args.generated else ("output", args.output)
         raise ValueError(

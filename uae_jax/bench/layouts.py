@@ -43,11 +43,20 @@ class Layout:
       tasks: reads what `--prompts` is.
       prepare: writes what belongs beside the paintings, into the output folder.
       check: looks at the folder as the official loader does; returns what is wrong with it, a line each.
+      alone: that loader takes whatever is in the folder for a painting.
     """
 
     tasks: Callable[[Path], list[Task]]
     prepare: Callable[[Path, Path], None]
     check: Callable[[Path, Path], list[str]]
+    alone: bool = False
+
+    def strangers(self, tasks: list[Task], output: Path) -> list[Path]:
+        """What is in the folder, if it is there, and must not be; what a run that was killed left is painted over."""
+        if not self.alone or not output.is_dir():
+            return []
+        own = {name for task in tasks for name in (task.file.name, f".{task.file.name}.part")}
+        return sorted(path for path in output.iterdir() if path.name not in own)
 
 
 def read_lines(file: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -174,5 +183,5 @@ def _unreadable(files: list[Path]) -> list[str]:
 LAYOUTS = {
     "geneval": Layout(_geneval_tasks, _geneval_prepare, _geneval_check),
     "genevalpp": Layout(_genevalpp_tasks, _genevalpp_prepare, _genevalpp_check),
-    "dpg": Layout(_dpg_tasks, _dpg_prepare, _dpg_check),
+    "dpg": Layout(_dpg_tasks, _dpg_prepare, _dpg_check, alone=True),
 }

@@ -37,14 +37,15 @@ _RULES: tuple[tuple[Callable[[Path], str], Callable[[Path], str]], ...] = (
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Images in a folder and below, in order.
+    """Images in a folder and below, in order; without what macOS keeps beside them ("._NAME").
 
     Raises:
       ValueError: if it is no folder, or there are none.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    named = (file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and not file.name.startswith("._"))
+    files = sorted(file for file in named if file.is_file())
     if not files:
         raise ValueError(f"{folder} has no images; wanted files that end in {', '.join(sorted(SUFFIXES))}")
     return files

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from uae_jax.bench.replies import LETTERS, letter, normal
+from uae_jax.data.lines import whole_text
 from uae_jax.plain import similarity
 
 CHOOSE = "Answer with the letter of the right choice alone."
@@ -59,7 +60,7 @@ def read(file: Path) -> list[Question]:
       ValueError: on a line that is no question, naming it, or if there are none.
     """
     found = []
-    lines = file.read_text(encoding="utf-8-sig").split("\n")  # of JSON nothing else ends a line, U+2028 neither
+    lines = whole_text(file).split("\n")  # of JSON nothing else ends a line, U+2028 neither
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:

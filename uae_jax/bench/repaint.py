@@ -5,10 +5,12 @@ FOLDER/paintings/           what the decoder painted, each under its reference's
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import tqdm
 from PIL import Image
 
 from uae_jax import plain
@@ -18,6 +20,7 @@ from uae_jax.data.caption_files import JsonLines
 from uae_jax.data.images import ImageError, open_image
 from uae_jax.engine import CaptionSettings, PaintSettings
 from uae_jax.pipeline import UAE
+from uae_jax.weights import fingerprint
 
 CAPTIONS, PAINTINGS = "captions.jsonl", "paintings"
 WINDOW = 64  # references that are open at a time, and painted together
@@ -41,10 +44,10 @@ def repaint(
     about: Mapping[str, Any],
     progress: Callable[[int], None],
 ) -> None:
-    """Captions and paints all references that are not done yet; unreadable ones are left without a painting.
+    """Captions and paints all references that are not done yet; unreadable ones are told, and get no painting.
 
     Windows are the same however often the run was stopped, and items are drawn by seed and number, so the result is
-    the same, too.
+    the same, too. For that, references must be those that it began with.
 
     Args:
       load: gives the model; not called where there is nothing to do.
@@ -55,11 +58,12 @@ def repaint(
       progress: called with the number of references done.
 
     Raises:
-      ValueError: if the folder was made with other settings, or two references would share a painting.
+      ValueError: if the folder was made with other settings or of other references, or two would share a painting.
     """
     files = images_in(reference)
     targets = painting_files(files, reference, folder)
-    settings = {**about, "reference": str(reference.resolve()), **plain.to_plain(how)}
+    seen = {"reference": str(reference.resolve()), "references": fingerprint.of_files(reference, files)}
+    settings = {**about, **seen, **plain.to_plain(how)}
     uae = None
     with JsonLines(folder / CAPTIONS, settings) as captions:
         for first in range(0, len(files), WINDOW):
@@ -90,8 +94,8 @@ def _readable(files: list[Path]) -> dict[Path, Image.Image]:
     for file in files:
         try:
             found[file] = open_image(file)
-        except ImageError:  # told when its pair is scored
-            continue
+        except ImageError as error:  # without a painting it makes no pair, so that scoring has nothing to tell
+            tqdm.tqdm.write(f"uae: skipped: {error}", file=sys.stderr)
     return found
 
 

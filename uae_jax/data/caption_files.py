@@ -10,7 +10,13 @@ import os
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-LATER = ("weights", "processor", "tasks")  # settings that were not recorded from the first version on
+LATER = (
+    "weights",
+    "processor",
+    "tasks",
+    "references",
+    "computed_in",
+)  # settings that were not recorded from the first version on
 
 
 class CaptionWriter(Protocol):
@@ -136,18 +142,23 @@ def same_settings(beside: Path, settings: dict[str, Any], told: str, fresh: bool
     What was not recorded at first, `LATER`, a file may lack: it is taken to have been as it is now, and kept.
 
     Args:
-      beside: the file; without one there is nothing to compare with.
+      beside: the file.
       settings: of now, as JSON has them.
       told: begins the error: what is there already.
       fresh: there is nothing yet, so whatever the file says is forgotten.
 
     Raises:
-      ValueError: if they are others.
+      ValueError: if they are others, or there is something but no file to say what it was made with.
     """
-    if fresh or not beside.exists():
+    if fresh:
         write_whole(beside, json.dumps(settings, indent=2) + "\n")
         return
-    stored = json.loads(beside.read_text())
+    if not beside.exists():
+        raise ValueError(f"{told}, and no {beside} that says with what; put it back, or choose another --output")
+    try:
+        stored = dict(json.loads(beside.read_text(encoding="utf-8")))
+    except ValueError:
+        raise ValueError(f"{beside} holds no settings; put back what it was, or choose another --output") from None
     unknown = {key: settings[key] for key in LATER if key in settings and key not in stored}
     stored |= unknown
     changed = [f"{k} {stored.get(k)!r}, now {v!r}" for k, v in settings.items() if stored.get(k) != v]

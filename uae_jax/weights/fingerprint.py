@@ -1,4 +1,4 @@
-"""What tells that the weights in a folder are others than they were, without reading all of them."""
+"""What tells that the files in a folder are others than they were, without reading all of what is large."""
 
 import hashlib
 import os
@@ -17,7 +17,7 @@ def of_model(name_or_path: str | os.PathLike) -> str:
       WeightsError: if there is none.
     """
     root = checkpoint.resolve(name_or_path)
-    return _told(root, (file for part in uae.CONTENT for file in [root / part, *(root / part).rglob("*")]))
+    return of_files(root, (file for part in uae.CONTENT for file in [root / part, *(root / part).rglob("*")]))
 
 
 def of_processor(name_or_path: str | os.PathLike) -> str:
@@ -27,13 +27,16 @@ def of_processor(name_or_path: str | os.PathLike) -> str:
       WeightsError: if there is none.
     """
     root = checkpoint.resolve(name_or_path)
-    return _told(root, (file for file in root.glob("*") if file.suffix in uae.TEXT_SUFFIXES))
+    return of_files(root, (file for file in root.glob("*") if file.suffix in uae.TEXT_SUFFIXES))
 
 
-def _told(root: Path, files: Iterable[Path]) -> str:
+def of_files(root: Path, files: Iterable[Path]) -> str:
+    """Where a folder lies, and a digest of some of what is in it: names and content."""
     digest = hashlib.sha256()
     for file in sorted(file for file in files if file.is_file()):
         known = file.stat()
         content = file.read_bytes() if known.st_size <= WHOLE else str((known.st_size, known.st_mtime_ns)).encode()
-        digest.update(f"{file.relative_to(root)}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+        digest.update(
+            f"{file.relative_to(root)}\0{hashlib.sha256(content).hexdigest()}\n".encode(errors="surrogateescape")
+        )
     return f"{root.resolve()} ({digest.hexdigest()[:16]})"

@@ -102,6 +102,8 @@ def test_all_of_it(bench, tmp_path):
 
     assert bench(right, "--only", "dpg") == (0, {"dpg": found["dpg"]}) and Painter.loaded == 1  # nothing is done again
     assert json.loads((tmp_path / "out/result.json").read_text()) == found
+    code, told = bench(right, "--only", "dpg", "--seed", "1")  # of which one table would tell nothing
+    assert code == 1 and "other settings (seed 0, now 1)" in told
     code, told = bench(right, scenes=2)
     assert code == 1 and "other settings (scenes 1, now 2)" in told
 

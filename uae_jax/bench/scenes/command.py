@@ -16,10 +16,11 @@ from typing import Any
 
 from PIL import Image
 
+from uae_jax import plain
 from uae_jax.bench import commands, unified
 from uae_jax.bench.commands import Loader
 from uae_jax.bench.scenes import asked, detected, dpg, held_out, prompts
-from uae_jax.commands import paint_settings
+from uae_jax.commands import caption_settings, model_settings, paint_settings
 from uae_jax.data.caption_files import same_settings, write_whole
 from uae_jax.data.scenes import render
 from uae_jax.rewards.reconstruction import DEFAULT_PARTS, scorer_folder
@@ -36,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--scenes is {args.scenes}, wanted at least 1")
     output.mkdir(parents=True, exist_ok=True)
     begun = [name for name in TWINS if (output / name).exists()]
-    made_with = {"scenes": args.scenes, "side": side}
+    made_with = {"scenes": args.scenes, "side": side, **model_settings(args), "seed": args.seed}
+    made_with |= {"writing": plain.to_plain(caption_settings(args)), "paint": plain.to_plain(paint_settings(args))}
     same_settings(output / "scenes.settings.json", made_with, f"{output} holds {', '.join(begun)}", fresh=not begun)
     model, found = commands.loader(args), {}
     for name in args.only or TWINS:
