@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.training import test_loop, toy
@@ -87,13 +88,19 @@ def test_what_a_later_stage_lacks_is_told_before_the_first(wrong, message, tmp_p
 def test_what_the_first_stage_began_from_is_needed_no_more_once_it_is_done(tmp_path, monkeypatch):
     looked_for = []
     monkeypatch.setattr(toy.Toy, "look_for_models", lambda self: looked_for.append(self.settings.model))
-    first = test_loop.experiment(steps=2, settings=toy.Settings(model="base"))
+    base = tmp_path / "base"
+    base.mkdir()
+    first = test_loop.experiment(steps=2, settings=toy.Settings(model=str(base)))
     last = test_loop.experiment(steps=2, settings=toy.Settings(model="previous"))
     stages = [("first", first), ("second", last), ("third", last)]
     chain.train_stages(stages, tmp_path)
     result = str(tmp_path / "1_first/model")
-    assert looked_for == ["base"] * 3 + [result, str(tmp_path / "2_second/model")]  # ahead, of two; then each its own
+    assert looked_for == [str(base)] * 3 + [
+        result,
+        str(tmp_path / "2_second/model"),
+    ]  # ahead, of two; then each its own
     shutil.rmtree(tmp_path / "3_third")
+    base.rmdir()
     looked_for.clear()
     chain.train_stages(stages, tmp_path)
     assert looked_for == [str(tmp_path / "2_second/model")]
@@ -164,3 +171,24 @@ def test_a_run_knows_of_which_step_the_result_was_that_it_began_from(tmp_path):
     with pytest.raises(ValueError, match=r"began from .*first as of step 3, which is of step 5 now; remove .*second"):
         chain.train_stages(second, tmp_path / "second")
     chain.train_stages(second, tmp_path / "third")
+
+
+def test_a_run_does_not_go_on_from_other_weights(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    rng = np.random.default_rng(0)
+    weights = rng.bytes(2**25)  # so large that pieces of it count
+    (base / "model.safetensors").write_bytes(weights)
+    run = test_loop.experiment(steps=3, settings=toy.Settings(model=str(base)))
+    chain.train_stages([("one", run)], tmp_path / "run")
+    longer = [("one", dataclasses.replace(run, steps=5))]
+    (base / "README.md").write_text("says more now")
+    shutil.copytree(base, tmp_path / "copy")  # other dates, and the same
+    shutil.rmtree(base)
+    (tmp_path / "copy").rename(base)
+    chain.train_stages(longer, tmp_path / "run")
+    (base / "model.safetensors").write_bytes(rng.bytes(2**25))
+    with pytest.raises(ValueError, match=r"began from .*base, which holds other weights or settings now; .*began_from"):
+        chain.train_stages([("one", dataclasses.replace(run, steps=7))], tmp_path / "run")
+    (tmp_path / "run/began_from.json").unlink()
+    chain.train_stages([("one", dataclasses.replace(run, steps=7))], tmp_path / "run")

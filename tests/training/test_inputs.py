@@ -49,11 +49,19 @@ def test_a_finished_run_needs_no_data(tmp_path, monkeypatch):
     loop.train(run, tmp_path)
 
 
-def test_a_finished_run_whose_checkpoints_are_lost_is_run_again(tmp_path):
+def test_a_finished_run_needs_no_checkpoints(tmp_path, monkeypatch, capsys):
     run = test_loop.experiment(steps=2, validation=None)
     loop.train(run, tmp_path)
-    shutil.rmtree(tmp_path / "checkpoints")
-    assert test_loop.result(loop.train(run, tmp_path))["seen"] == 2 * 8
+    shutil.rmtree(tmp_path / "checkpoints")  # to have the room
+    told = (tmp_path / "metrics.jsonl").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(test_loop.toy.Toy, "load", None)  # nothing is loaded to find that out
+        assert loop.train(run, tmp_path) == tmp_path / "model"
+    assert "done already" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_text() == told
+    loop.train(dataclasses.replace(run, steps=3), tmp_path)  # made longer, it has to begin anew, and says so
+    assert "begins anew: there are readings up to step 2 and no checkpoint" in capsys.readouterr().err
+    assert (tmp_path / "metrics.before.jsonl").read_text() == told
 
 
 STAGES = [

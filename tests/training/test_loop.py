@@ -5,9 +5,12 @@ import gc
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import pytest
+from PIL import Image
 
 from tests.compiling import compilations
 from tests.training import NOT_REPEATED, toy
@@ -145,6 +148,71 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"optimiser.warmup: 2 -> 1"):
         loop.train(experiment(steps=3, optimiser=OptimiserConfig(learning_rate=0.05, warmup=1)), tmp_path)
     assert (tmp_path / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", '{"architectures": ["CLIPModel"]}', "config.json: not of a run of `uae train`"),
+        ("config.json", "[]", "config.json: not of a run of `uae train`"),
+        ("model/model.safetensors", "weights", "and no config.json that says of which run"),
+        ("metrics.jsonl", '{"epoch": 1, "step": 4}\n', "and no config.json that says of which run"),
+        ("checkpoints/00000500/state", "mine", "and no config.json that says of which run"),
+    ],
+)
+def test_others_files_are_left_alone(tmp_path, file, content, message):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        loop.train(experiment(), tmp_path)
+    assert (tmp_path / file).read_text() == content
+    assert {path.name for path in tmp_path.iterdir()} == {file.split("/")[0], ".lock"}
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    # By another process: in this one a lock is its own.
+    holding = (
+        "import sys; from uae_jax.training import lock\nwith lock.held(__import__('pathlib').Path(sys.argv[1])):\n"
+    )
+    command = [sys.executable, "-c", holding + "    print('held', flush=True); input()", str(tmp_path)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(
+            ValueError, match=rf"process {other.pid} on .* is training here; wait for it, or take another"
+        ):
+            loop.train(experiment(), tmp_path)
+    finally:
+        other.kill()  # the lock goes with it, however it ends
+        other.wait()
+    loop.train(experiment(steps=2), tmp_path)
+
+
+def test_bad_and_converted_records_are_counted_and_told(tmp_path, capsys):
+    for number in range(6):
+        mode = "L" if number == 1 else "RGB"
+        Image.new(mode, (16, 16), 40 * number if mode == "L" else (40 * number,) * 3).save(tmp_path / f"{number}.png")
+    (tmp_path / "0.png").write_bytes(b"no image")
+    folder = DataConfig((SourceConfig(str(tmp_path)),), resolution=16, with_captions=False, max_bad_fraction=0.5)
+    run = experiment(data=folder, validation=None, batch_size=8, steps=2, log_every=1)
+    loop.train(run, tmp_path / "run")
+    counted = [line["skipped_records"] for line in history(tmp_path / "run") if "loss" in line]
+    assert counted[-1] >= 1
+    err = capsys.readouterr().err
+    assert "records that were read" in err and "skipped    unreadable" in err
+
+
+def test_told_to_stop_while_it_loads_it_does_not_begin(tmp_path, monkeypatch, capfd):
+    load = toy.Toy.load
+
+    def slow(self, mesh):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return load(self, mesh)
+
+    monkeypatch.setattr(toy.Toy, "load", slow)
+    with pytest.raises(loop.Stopped, match="stopped before step 1"):
+        loop.train(experiment(), tmp_path)
+    assert "uae: told to stop" in capfd.readouterr().err
 
 
 def test_a_start_that_failed_leaves_the_folder_free(tmp_path, monkeypatch, capsys):

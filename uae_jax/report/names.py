@@ -193,6 +193,8 @@ _CATALOGUE = [
         ("cut_captions", "Captions cut to length", "share of captions that are longer than the limit"),
         ("tokens", "Tokens", "scored in a batch", {"unit": "tokens"}),
         ("waited_for_data", "Waited for data", "share of the time", _DOWN),
+        ("skipped_records", "Records skipped", "so far, as they were bad", _DOWN | {"unit": "records"}),
+        ("converted_records", "Records converted", "so far: grey, alpha, 16 bits, ...", {"unit": "records"}),
         ("compiled_programs", "Compiled", "programs; none once a run is under way", _DOWN | {"unit": "programs"}),
         ("steps_per_second", "Speed", "steps a second", _UP | {"unit": "steps/s"}),
     ),

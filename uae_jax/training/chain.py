@@ -47,7 +47,10 @@ def train_stages(experiments: Sequence[Named], workdir: Path, *, quiet: bool = F
         )
         began = {beside[stage]: models[stage].parent for stage in drawn.values()}
         began |= results.named(experiment.settings)
-        models[name] = loop.train(started, folder, name=name, quiet=quiet, recorded=recorded, began=began)
+        others = [value for value in results.models(experiment.settings) if value.split(":")[0] != PREVIOUS]
+        models[name] = loop.train(
+            started, folder, name=name, quiet=quiet, recorded=recorded, began=began, models=others
+        )
         beside[name] = f"../{folder.name}/{MODEL}"
     return list(models.values())
 

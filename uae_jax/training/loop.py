@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,19 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uae_jax import paths
+from uae_jax.data.validity import Tally
 from uae_jax.errors import RunError
 from uae_jax.parallel import global_arrays, processes
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.stages import registry
 from uae_jax.stages.base import Parts, Stage
-from uae_jax.training import configure, pictures, results
+from uae_jax.training import configure, lock, pictures, results
 from uae_jax.training.checkpoints import CheckpointStore
 from uae_jax.training.compilations import Compilations
 from uae_jax.training.config import Experiment
 from uae_jax.training.feed import Fed, Feed
 from uae_jax.training.inputs import Inputs, open_inputs
-from uae_jax.training.metrics import Averages, MetricsWriter, Reading
+from uae_jax.training.metrics import ASIDE, Averages, MetricsWriter, Reading, set_aside
 from uae_jax.training.nonfinite import BadSteps
 from uae_jax.training.optimisers import make_optimiser, schedule, updates_made
 from uae_jax.training.preemption import Preemption
@@ -58,6 +60,7 @@ def train(
     quiet: bool = False,
     recorded: Experiment | None = None,
     began: Mapping[str, Path] = {},
+    models: Sequence[str] = (),
 ) -> Path:
     """Runs one stage from its last checkpoint, or from the start, to its end; returns its model folder.
 
@@ -68,19 +71,24 @@ def train(
       quiet: no progress bar.
       recorded: the experiment as `workdir` is to remember it, if other than as it is run: with no path in it by which
         this machine finds the folder.
-      began: earlier results that it begins from, see `results.begin`.
+      began, models: earlier results, and other models, that it begins from, see `results.begin`.
 
     Raises:
       ValueError: if something does not fit; before anything is allocated.
       Stopped: on SIGTERM, after saving.
     """
     workdir = paths.as_path(workdir)
+    name = name or experiment.stage
     stage, mesh, inputs = opened(experiment, workdir)
-    changed = remember(recorded or experiment, workdir)
-    results.begin(workdir, began)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(lock.held(workdir))
+        changed = remember(recorded or experiment, workdir)
+        results.begin(workdir, began, () if inputs is None else models)  # what is done needs them no more
+        if inputs is None:
+            _say(f"{name}: done already, {workdir / MODEL}")
+            return workdir / MODEL
         stack.enter_context(jax.set_mesh(mesh))
-        run = stack.enter_context(Run(experiment, stage, mesh, workdir, name or experiment.stage, quiet, inputs))
+        run = stack.enter_context(Run(experiment, stage, mesh, workdir, name, quiet, inputs))
         if changed:
             run.progress.note(f"{run.name}: goes on with other settings: {'; '.join(changed)}")
         result = run.to_the_end()
@@ -90,7 +98,8 @@ def train(
 
 
 def opened(experiment: Experiment, workdir: Path) -> tuple[Stage, Mesh, Inputs | None]:
-    """Checks what a stage needs and opens what it reads, nothing if it is done; nothing is allocated or written.
+    """Checks what a stage needs and opens what it reads, nothing if it is done; nothing is allocated or written. All
+    processes at once.
 
     Raises:
       ValueError: if settings do not go together, or there is no such data or model; names it.
@@ -100,7 +109,7 @@ def opened(experiment: Experiment, workdir: Path) -> tuple[Stage, Mesh, Inputs |
     if experiment.profile_steps and paths.is_remote(workdir):
         raise ValueError(f"{workdir}: profile_steps={experiment.profile_steps}, but profiles go to local workdirs only")
     check_batch(experiment, mesh, stage.updates)
-    done = results.finished(workdir)
+    done = processes.from_main(results.finished(workdir))
     return stage, mesh, open_inputs(experiment, stage, mesh) if done is None or done < experiment.steps else None
 
 
@@ -137,7 +146,15 @@ def _remember(experiment: Experiment, file: Path) -> list[str]:
     changed = []
     with paths.os_errors(file):
         before = json.loads(file.read_text()) if file.exists() else None
-    if before is not None and results.begun(file.parent):
+    if before is not None and not _is_ours(before):
+        raise ValueError(f"{file}: not of a run of `uae train`, and would be overwritten; take another --workdir")
+    begun = results.begun(file.parent)
+    if before is None and begun:
+        raise ValueError(
+            f"{file.parent}: has checkpoints, metrics.jsonl or a model, and no {file.name} that says of which run, so "
+            "that others' work might be overwritten; take another --workdir"
+        )
+    if before is not None and begun:
         changed = configure.differences(_completed(before), configure.to_json(experiment))
         bound = [line for line in changed if not line.split(":")[0].startswith(_FREE)]
         if bound:
@@ -149,6 +166,11 @@ def _remember(experiment: Experiment, file: Path) -> list[str]:
         file.parent.mkdir(parents=True, exist_ok=True)
     paths.write(file, json.dumps(configure.to_json(experiment), indent=2) + "\n")
     return changed
+
+
+def _is_ours(record: Any) -> bool:
+    """Whether it is a run's config.json, of whatever version: a model has a file of that name, too."""
+    return isinstance(record, dict) and {"stage", "settings"} <= set(record)
 
 
 def _completed(record: dict) -> dict:
@@ -175,9 +197,9 @@ class Run:
         workdir: Path,
         name: str,
         quiet: bool,
-        inputs: Inputs | None,
+        inputs: Inputs,
     ):
-        """Keeps what it is given; `inputs` are None where it has been done before."""
+        """Keeps what it is given."""
         self.experiment, self.stage, self.mesh, self.workdir = experiment, stage, mesh, workdir
         self.name, self.quiet, self.inputs = name, quiet, inputs
         self.stack = contextlib.ExitStack()
@@ -191,6 +213,7 @@ class Run:
                 self.workdir / "checkpoints", keep=experiment.keep, keep_every=experiment.keep_every or None
             )
             stack.callback(self.store.close)
+            _say(f"{self.name}: loading")
             parts = self.stage.load(self.mesh)
             self.frozen = parts.frozen
             self.state, record = self._start(parts)
@@ -202,6 +225,10 @@ class Run:
             silent = {} if processes.is_main() else {"file": stack.enter_context(open(os.devnull, "w"))}
             self.progress = Progress(self.name, experiment.steps, int(self.state.step), quiet=self.quiet, **silent)
             stack.callback(self.progress.close)
+            if not record and processes.is_main() and (last := set_aside(self.workdir)):
+                self.progress.note(
+                    f"{self.name}: begins anew: there are readings up to step {last} and no checkpoint; kept in {ASIDE}"
+                )
             self.writer = MetricsWriter(
                 self.workdir, record.get("history"), int(self.state.step), report=self.progress.note
             )
@@ -242,13 +269,12 @@ class Run:
     def to_the_end(self) -> Path:
         """Steps until the last one is done; returns the model folder."""
         experiment, result = self.experiment, self.workdir / MODEL
-        start = int(self.state.step)
-        if start >= experiment.steps and processes.from_main(results.finished(self.workdir)) == start:
-            self.progress.note(f"{self.name}: done already, {result}")
-            return result
-        if start < experiment.steps:
+        if (start := int(self.state.step)) < experiment.steps:
             self._steps(start)
+            if table := self._tally().table():
+                self.progress.note(f"{self.name}: of {self._tally().seen} records that were read\n{table}")
         self.store.wait()
+        self.progress.note(f"{self.name}: writing {result}")
         params = self.state.params if self.state.ema is None else self.state.ema
         self.stage.save(params, self.state.stage, self.frozen, result)
         results.finish(self.workdir, int(self.state.step))
@@ -257,8 +283,8 @@ class Run:
 
     def _steps(self, start: int) -> None:
         experiment = self.experiment
-        if self.inputs is None:  # it had been done, but its last checkpoint is lost
-            self.inputs = open_inputs(experiment, self.stage, self.mesh)
+        if self.preemption.requested:
+            raise Stopped(f"{self.name}: stopped before step {start + 1}; the same command goes on from there")
         self.validation = self._validation_batches()
         steps = experiment.profile_steps if processes.is_main() else 0
         profiler = Profiler(self.workdir, start, steps)
@@ -301,7 +327,7 @@ class Run:
             self.progress.note(message)
         for failure in self.store.check():
             self.progress.note(str(failure))
-        means |= {
+        means |= self._data_counts() | {
             "learning_rate": float(self.rate(max(updates_made(self.state.moments) - 1, 0))),
             "nonfinite_steps": self.bad.count,
             "waited_for_data": feed.waited_fraction(),
@@ -311,6 +337,17 @@ class Run:
             means["steps_per_second"] = rate
         self.writer.scalars(number, means)
         self.progress.metrics(means)
+
+    def _data_counts(self) -> dict[str, float]:
+        """Records of this process that were bad or converted, as far as there are any; see `uae data inspect`."""
+        tally = self._tally()
+        converted = sum(count.count for count in tally.converted.values())
+        counts = {"skipped_records": tally.bad, "converted_records": converted}
+        return {name: float(count) for name, count in counts.items() if count}
+
+    def _tally(self) -> Tally:
+        """Of the records of this process, up to the last step."""
+        return Tally.from_json(self.data_states[0]["tally"])
 
     def _look(self, number: int) -> None:
         """Evaluates, and draws what the stage has to show."""
@@ -354,6 +391,12 @@ class Run:
         data = [state for states in processes.gather(self.data_states) for state in states]
         record = {"data": data, "bad_steps": self.bad.to_json(), "history": self.writer.history}
         self.store.save(number, self.state, record)
+
+
+def _say(message: str) -> None:
+    """A line on stderr, where there is no progress to put it above yet; of several processes one talks."""
+    if processes.is_main():
+        print(message, file=sys.stderr, flush=True)
 
 
 def _with_all_ids(readings: list[Reading], rows: Sequence[int]) -> list[Reading]:

@@ -17,6 +17,7 @@ from uae_jax.parallel import global_arrays
 from uae_jax.training.tensorboard import TensorBoardWriter
 
 FILE = "metrics.jsonl"
+ASIDE = "metrics.before.jsonl"
 EVENTS = "tensorboard"
 _UPLOAD_SECONDS = 300  # between two uploads to a bucket; each holds up the steps
 Array = Any
@@ -207,6 +208,16 @@ class MetricsWriter:
             self._events = TensorBoardWriter(self._folder / EVENTS, self._resumed_from)
             self._resumed_from = None
         return self._events
+
+
+def set_aside(workdir: str | os.PathLike) -> int | None:
+    """Keeps readings of a run that begins anew, `FILE` as `ASIDE`; returns the last one's step, None without any."""
+    history = read_history(workdir)
+    if not history:
+        return None
+    with paths.os_errors(workdir):
+        (epath.Path(workdir) / FILE).replace(epath.Path(workdir) / ASIDE)
+    return history[-1]["step"]
 
 
 def read_history(workdir: str | os.PathLike) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """Being asked to stop: the run finishes its step, saves and exits."""
 
+import contextlib
+import os
 import signal
 import threading
 from typing import Any
@@ -52,8 +54,16 @@ class Preemption:
 
     def _terminate(self, number: int, frame: Any) -> None:
         self._requested = True
+        _say("told to stop: saves after the step under way")
 
     def _interrupt(self, number: int, frame: Any) -> None:
         if self._interrupted:
             raise KeyboardInterrupt
         self._requested = self._interrupted = True
+        _say("told to stop: saves after the step under way; Ctrl-C again ends it at once")
+
+
+def _say(message: str) -> None:
+    """Past Python's buffers, which whoever was interrupted may be in the middle of."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\nuae: {message}\n".encode())

@@ -8,6 +8,7 @@ from pathlib import Path
 from uae_jax.weights import checkpoint, uae
 
 WHOLE = 16 * 2**20  # bytes up to which a file counts by its content; a larger one by its size and date
+_PIECE, _SAMPLES = 2**16, 64
 
 
 def of_model(name_or_path: str | os.PathLike) -> str:
@@ -28,6 +29,31 @@ def of_processor(name_or_path: str | os.PathLike) -> str:
     """
     root = checkpoint.resolve(name_or_path)
     return of_files(root, (file for file in root.glob("*") if file.suffix in uae.TEXT_SUFFIXES))
+
+
+def of_content(name_or_path: str | os.PathLike) -> str:
+    """A digest of a model's weights and settings that no copying changes, for a run that goes on elsewhere.
+
+    Of a large file its size counts, and `_SAMPLES` pieces of it: training changes all of a matrix.
+
+    Raises:
+      WeightsError: if there is no such folder.
+    """
+    root, digest = checkpoint.resolve(name_or_path), hashlib.sha256()
+    for file in sorted(file for file in root.rglob("*") if file.suffix in (".safetensors", *uae.TEXT_SUFFIXES)):
+        digest.update(f"{file.relative_to(root)}\0{file.stat().st_size}\n".encode(errors="surrogateescape"))
+        with file.open("rb") as opened:
+            for place in _places(file.stat().st_size):
+                opened.seek(place)
+                digest.update(opened.read(_PIECE))
+    return digest.hexdigest()[:16]
+
+
+def _places(size: int) -> Iterable[int]:
+    """Where pieces of a file begin: one behind the other, or evenly spread from its first byte to its last."""
+    if size <= WHOLE:
+        return range(0, size, _PIECE)
+    return [i * (size - _PIECE) // (_SAMPLES - 1) for i in range(_SAMPLES)]
 
 
 def of_files(root: Path, files: Iterable[Path]) -> str:
