@@ -28,6 +28,7 @@ token=""     # of the Hugging Face hub: as a shell expands it; nothing where the
 token_name=""
 # shellcheck disable=SC2034
 LOST=75 # exit code that means so: sysexits' "temporary failure"
+STOPPED=143 # of `uae`: told to stop, and saved; see uae_jax/errors.py
 ASK_TRIES=${ASK_TRIES:-8}
 ASK_SECONDS=${ASK_SECONDS:-600} # the longest wait between two of them
 UAE_CODE_MB=${UAE_CODE_MB:-200} # the most that is copied to workers
@@ -434,14 +435,24 @@ verdicts() {
   sed -n 's/^== \(.* exit code [0-9][0-9]*\) ==$/\1/p' "$log" | grep -v ' exit code 0$'
 }
 
-# Says which workers failed; returns the first one's exit code, or the one given where none said anything.
+# Says which workers failed; returns an exit code of theirs, see `blame`, or the one given where none said anything.
 report_failure() {
-  local line first=""
+  local line blamed=""
   while IFS= read -r line; do
-    say "error: $line"
-    first=${first:-${line##* }}
+    blame "${line##* }"
+    if ((${line##* } == STOPPED)); then
+      say "${line% ended with*} was told to stop, and saved; the same command goes on from there"
+    else
+      say "error: $line"
+    fi
   done < <(verdicts)
-  return "${first:-$1}"
+  return "${blamed:-$1}"
+}
+
+# blame CODE: sets `blamed` to the first exit code that tells of an error. From 128 on they tell of an end from outside: a
+# signal, a stop (143), other processes that are gone (203); of these the first counts where there are no others.
+blame() {
+  if [[ -z "$blamed" ]] || ((blamed >= 128 && $1 < 128)); then blamed=$1; fi
 }
 
 # What the script was called with, ready to be pasted.

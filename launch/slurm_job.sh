@@ -30,7 +30,7 @@ done
 
 if ((code == 0)); then
   tell "done"
-elif ((told_to_stop)); then
+elif ((told_to_stop || code == 143)); then # 143: the tasks were, and saved; Slurm may tell them alone
   restarts=${SLURM_RESTART_COUNT:-0}
   if ((restarts < ${UAE_RESTARTS:-20})); then
     tell "queueing job $SLURM_JOB_ID again (restart $((restarts + 1)) of at most ${UAE_RESTARTS:-20})"

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Trains on a GKE cluster that xpk made: creates a workload, shows what its pods print and waits for its end. Pods that
-# are preempted start again, and the same command goes on from the last checkpoint.
+# are preempted start again, with all others, and the same command goes on from the last checkpoint: `uae` ends with 143
+# where it was told to stop and saved, with 203 where it lost the others, and xpk takes 127 to 255 for no failure. A pod
+# that ends with 1, an error of its own, ends the workload.
 #
 #   launch/xpk.sh --name WORKLOAD --cluster CLUSTER --zone ZONE --project PROJECT --tpu-type v5p-64 \
 #       --image REGION-docker.pkg.dev/PROJECT/REPOSITORY/uae:TAG [--build] \
@@ -74,6 +76,7 @@ check_same() {
 # Variables by name alone where they are secret: xpk takes their values from here.
 write_environment() {
   local name lines=("JAX_COMPILATION_CACHE_DIR=$CACHE")
+  local UAE_START_TIMEOUT=${UAE_START_TIMEOUT:-600} # pods start as their nodes come and have pulled the image
   for name in "${HANDED_ON[@]}"; do
     [[ -z "${!name:-}" ]] || lines+=("$name=${!name}")
   done
@@ -118,14 +121,14 @@ follow() {
   done
 }
 
-# Names the pods that failed, with exit codes; sets `code` to the first.
+# Names the pods that failed, with exit codes; sets `blamed`.
 name_failed() {
   local pod exit_code
-  code=1
+  blamed=""
   while read -r pod exit_code; do
     [[ -n "${exit_code:-}" && "$exit_code" != 0 ]] || continue
     say "error: pod $pod ended with exit code $exit_code"
-    ((code != 1)) || code=$exit_code
+    blame "$exit_code"
   done < <(kubectl get pods --selector "$selector" --output "jsonpath={range .items[*]}{.metadata.name} \
 {.status.containerStatuses[0].state.terminated.exitCode}{'\\n'}{end}")
 }
@@ -176,4 +179,4 @@ if ((dry_run)) || [[ "$end" == Completed ]]; then
 fi
 name_failed
 say "error: workload $NAME ended as $end"
-exit "$code"
+exit "${blamed:-1}"

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.launch.conftest import CONFIG
+from uae_jax.errors import STOPPED
 
 VM = ("--name", "n1", "--zone", "z", "--project", "p", "--tpu-type", "v5p-16")
 WORKDIR = "gs://b/it's a run"
@@ -103,8 +104,8 @@ def test_a_worker_whose_python_is_too_old_gets_another(cloud):
 
 def test_a_preempted_vm_is_made_again_and_runs_the_same_command(cloud):
     cloud.add_workers("0", "1")
-    # Told to stop, workers save and end with 1 while the VM still says READY.
-    told = {"tool": "uae", "code": 1, "times": 2}
+    # Told to stop, workers save and end while the VM still says READY.
+    told = {"tool": "uae", "code": STOPPED, "times": 2}
     cloud.play(told, once(ABSENT), once(READY), PREEMPTED | {"times": 2}, ABSENT)
     done = cloud.run("tpu_vm.sh", *VM, *RUN, "--spot")
     assert done.returncode == 0, done.stderr
@@ -112,12 +113,12 @@ def test_a_preempted_vm_is_made_again_and_runs_the_same_command(cloud):
     assert all("--spot" in call["argv"] for call in cloud.calls("gcloud", "create"))
     assert [call["argv"] for call in cloud.calls("uae")] == [TRAINED] * 4
     assert "n1 is PREEMPTED" in done.stderr and "restart 1 of at most 20" in done.stderr
-    assert "ended with exit code 1" not in done.stderr  # not an error of the run
+    assert "was told to stop" not in done.stderr  # not an error of the run
 
 
 def test_capacity_that_comes_back_later_is_waited_for(cloud):
     cloud.add_workers("0")
-    told = {"tool": "uae", "code": 1, "times": 1}
+    told = {"tool": "uae", "code": STOPPED, "times": 1}
     none_free = {"tool": "gcloud", "words": ["create"], "code": 1, "err": "no more capacity"}
     created = {"tool": "gcloud", "words": ["create"], "code": 0}
     cloud.play(told, once(ABSENT), PREEMPTED | {"times": 2}, ABSENT, once(created), none_free | {"times": 2})
@@ -167,7 +168,7 @@ def test_a_broken_connection_is_taken_up_again_and_the_run_goes_on(cloud):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_the_vm_and_says_so(cloud, number):
     homes = cloud.add_workers("0")
-    cloud.play({"tool": "uae", "sleep": 600, "out": "step 1"}, READY)
+    cloud.play({"tool": "uae", "sleep": 600, "out": "step 1", "on_term": STOPPED}, READY)
     process = cloud.start("tpu_vm.sh", *VM, *RUN)
     trained = cloud.wait_for("uae")
     process.send_signal(number)
@@ -190,7 +191,8 @@ def test_an_interrupt_leaves_the_vm_and_says_so(cloud, number):
     stop = {"PATH": cloud.environment()["PATH"], "HOME": str(homes["0"]), "STANDIN": str(cloud.state)}
     stopped = subprocess.run(["bash", "uae_jax/launch/worker.sh", "stop"], cwd=homes["0"], env=stop, timeout=120)
     assert stopped.returncode == 0 and cloud.calls("SIGTERM", "uae")  # asked, so that it saves
-    assert again.wait(timeout=120) == 1 and len(cloud.calls("uae")) == 2  # the run, and its SIGTERM
+    assert again.wait(timeout=120) == STOPPED and len(cloud.calls("uae")) == 2  # the run, and its SIGTERM
+    assert "worker 0: run was told to stop, and saved" in (cloud.folder / "again").read_text()
 
 
 def test_an_interrupt_deletes_where_it_was_asked_to(cloud):
@@ -252,7 +254,7 @@ def test_the_queue_is_waited_for(cloud):
 
 def test_a_suspended_resource_is_asked_for_again(cloud):
     cloud.add_workers("0")
-    told = {"tool": "uae", "code": 1, "times": 1}
+    told = {"tool": "uae", "code": STOPPED, "times": 1}
     cloud.play(told, queued("ACTIVE"), queued("SUSPENDED", 2), NOT_QUEUED, queued("ACTIVE", 99), READY)
     done = cloud.run("tpu_queued.sh", *VM, *RUN)
     assert done.returncode == 0, done.stderr
