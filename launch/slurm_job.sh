@@ -19,7 +19,8 @@ forward() {
 trap forward TERM
 
 # The first task to end is not the last to have saved: the others get time, and notice by themselves where one is dead.
-srun --ntasks-per-node 1 --label --kill-on-bad-exit=0 --wait 150 "${UAE_VENV:-.venv}/bin/uae" train "$@" &
+# A node's only task may use all CPUs that the job has there.
+srun --ntasks-per-node 1 --cpu-bind none --label --kill-on-bad-exit=0 --wait 150 "${UAE_VENV:-.venv}/bin/uae" train "$@" &
 child=$!
 code=0
 wait "$child" || code=$?

@@ -115,6 +115,25 @@ def test_the_job_is_submitted_with_all_that_it_needs(cloud):
     assert submitted["env"]["JAX_LOCAL_DEVICE_IDS"] == "0,1"  # JAX's own guess under Slurm is one GPU a process
 
 
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({}, {"--exclusive", "--mem"}),  # else Slurm gives one CPU
+        ({"SBATCH_CPUS_PER_GPU": "8", "SBATCH_MEM_PER_GPU": "64G"}, set()),
+        ({"SBATCH_CPUS_PER_GPU": "8"}, set()),  # all memory would keep others off the node
+        ({"SBATCH_MEM_PER_NODE": "500G"}, {"--exclusive"}),
+        ({"SBATCH_EXCLUSIVE": "user"}, {"--mem"}),
+    ],
+)
+def test_a_job_has_all_of_its_nodes_unless_told_otherwise(cloud, variables, wanted):
+    cloud.install()
+    done = cloud.run("slurm.sh", *RUN, "--logs", str(cloud.folder / "logs"), **variables)
+    assert done.returncode == 0, done.stderr
+    argv = cloud.calls("sbatch")[0]["argv"]
+    assert {"--exclusive", "--mem"} & set(argv) == wanted
+    assert "--mem" not in argv or argv[argv.index("--mem") + 1] == "0"
+
+
 def test_an_environment_for_other_hardware_is_not_submitted(cloud):
     """As launch/local.sh --only-install makes it on a node without GPUs."""
     cloud.install("cpu")
@@ -168,6 +187,7 @@ def test_a_task_that_fails_ends_the_job_with_its_code(cloud):
     _, err = job.communicate(timeout=120)
     assert job.returncode == 7 and "srun ended with exit code 7" in err and "node2: task 1" in err
     (call,) = cloud.calls("srun")
+    assert call["argv"][call["argv"].index("--cpu-bind") + 1] == "none"
     assert call["argv"][-len(TRAINED) - 1 :] == ["venv/bin/uae", *TRAINED]
     assert not cloud.calls("scontrol")  # what fails would fail again
 
