@@ -8,7 +8,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 script=launch/$(basename "$0")
 cd "$root" || exit 1
 
-CONFIG="" WORKDIR="" # never from the environment, where such names may mean anything
+CONFIG="" WORKDIR="" RETRIES="" # never from the environment, where such names may mean anything
 arguments=()         # of `uae train`, beyond --config and --workdir
 given=("$@")         # as the script was called
 dry_run=0
@@ -19,6 +19,7 @@ training=()  # all arguments of `uae train`
 worker_name=()
 log=""       # what the workers last printed
 restarts=0   # of the run, because its machines were taken away
+retries=0    # to have machines again, in a row
 # shellcheck disable=SC2034  # the scripts read it
 was_interrupted=0
 known=0      # whether a query about what is rented was answered once
@@ -102,10 +103,12 @@ parse_arguments() {
   done
   require CONFIG WORKDIR
   RESTARTS=${RESTARTS:-20}
+  RETRIES=${RETRIES:-100} # 16 hours, with the waits between them
   RETRY_SECONDS=${RETRY_SECONDS:-30} # between two tries, and between two looks at a state
   WORKDIR=${WORKDIR%/}
   CACHE=${CACHE:-${JAX_COMPILATION_CACHE_DIR:-$WORKDIR/compile_cache}}
   [[ "$RESTARTS" =~ ^[0-9]+$ ]] || fail 2 "--restarts is '$RESTARTS', wanted a number"
+  [[ "$RETRIES" =~ ^[0-9]+$ ]] || fail 2 "--retries is '$RETRIES', wanted a number"
   find_token
 }
 
@@ -248,9 +251,10 @@ inquire() {
 }
 
 # Runs the script's `attempt` again, with the same command, as long as its `taken_away CODE` says that not the run
-# failed but its machines were lost. `uae train` goes on from its last checkpoint.
+# failed but its machines were lost. `uae train` goes on from its last checkpoint. Only where workers had begun to speak
+# was it a restart: capacity may take hours to come back, which is waited for with a limit of its own.
 keep_running() {
-  local code
+  local code seconds=$RETRY_SECONDS
   while true; do
     code=0
     # shellcheck disable=SC2034
@@ -262,10 +266,19 @@ keep_running() {
       report_failure "$code"
       return
     fi
-    ((restarts < RESTARTS)) || fail 1 "taken away once more after $restarts restarts; --restarts N allows more"
-    restarts=$((restarts + 1))
-    say "the same command again in $RETRY_SECONDS s (restart $restarts of at most $RESTARTS)"
-    pause "$RETRY_SECONDS"
+    if grep -qE '^(\[|== )' "$log"; then
+      ((restarts < RESTARTS)) || fail 1 "taken away once more after $restarts restarts; --restarts N allows more"
+      restarts=$((restarts + 1)) retries=0 seconds=$RETRY_SECONDS
+      say "the same command again in $seconds s (restart $restarts of at most $RESTARTS)"
+      pause "$seconds"
+    else
+      ((retries < RETRIES)) ||
+        fail 1 "no worker could be had or reached in $((retries + 1)) tries, see above; --retries N allows more"
+      retries=$((retries + 1))
+      say "no worker could be had or reached; trying again in $seconds s (retry $retries of at most $RETRIES)"
+      pause "$seconds"
+      seconds=$((2 * seconds < ASK_SECONDS ? 2 * seconds : ASK_SECONDS))
+    fi
   done
 }
 

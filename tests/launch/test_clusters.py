@@ -65,10 +65,13 @@ def test_the_node_that_fails_is_named_and_the_others_are_stopped(cloud):
 def test_a_lost_node_is_waited_for_and_the_same_command_goes_on(cloud):
     cloud.add_workers("a", "b")
     gone = {"tool": "ssh", "words": ["UAE_WORKER=b", "worker.sh run"], "code": 255, "times": 1}
-    cloud.play(gone, {"tool": "uae", "code": ABANDONED, "times": 1})  # b is lost, and a, alone, gives up
-    done = cloud.run("gpu_nodes.sh", *NODES, *RUN)
+    there = {"tool": "scp", "words": ["b:"], "times": 1}
+    away = {"tool": "scp", "words": ["b:"], "code": 255, "times": 3}
+    cloud.play(gone, there, away, {"tool": "uae", "code": ABANDONED, "times": 1})  # b is lost, and a, alone, gives up
+    done = cloud.run("gpu_nodes.sh", *NODES, *RUN, "--restarts", "1")
     assert done.returncode == 0, done.stderr
-    assert "b: the connection broke" in done.stderr and "restart 1 of at most 20" in done.stderr
+    assert "b: the connection broke" in done.stderr and "restart 1 of at most 1" in done.stderr
+    assert "retry 3 of at most 100" in done.stderr  # until it is back, which is no restart
     assert [call["argv"] for call in cloud.calls("uae")] == [TRAINED] * 3
 
 

@@ -121,11 +121,13 @@ def test_capacity_that_comes_back_later_is_waited_for(cloud):
     told = {"tool": "uae", "code": STOPPED, "times": 1}
     none_free = {"tool": "gcloud", "words": ["create"], "code": 1, "err": "no more capacity"}
     created = {"tool": "gcloud", "words": ["create"], "code": 0}
-    cloud.play(told, once(ABSENT), PREEMPTED | {"times": 2}, ABSENT, once(created), none_free | {"times": 2})
-    done = cloud.run("tpu_vm.sh", *VM, *RUN)
+    cloud.play(told, once(ABSENT), PREEMPTED | {"times": 2}, ABSENT, once(created), none_free | {"times": 3})
+    done = cloud.run("tpu_vm.sh", *VM, *RUN, "--restarts", "1", RETRY_SECONDS="1", ASK_SECONDS="2")
     assert done.returncode == 0, done.stderr
-    assert verbs(cloud).count("create") == 4
-    assert "restart 3 of at most 20" in done.stderr
+    assert verbs(cloud).count("create") == 5
+    assert "restart 1 of at most 1" in done.stderr  # what was not there was not taken away
+    waits = [line.rpartition(" again ")[2] for line in done.stderr.splitlines() if "no worker could" in line]
+    assert waits == [f"in {seconds} s (retry {number} of at most 100)" for number, seconds in ((1, 1), (2, 2), (3, 2))]
 
 
 def test_gives_up_after_as_many_restarts_as_asked(cloud):
@@ -141,6 +143,10 @@ def test_gives_up_after_as_many_restarts_as_asked(cloud):
         PREEMPTED | {"times": 2},
         ABSENT,
     )
+    done = cloud.run("tpu_vm.sh", *VM, *RUN, "--retries", "2")
+    assert done.returncode == 1 and verbs(cloud).count("create") == 1 + 3
+    assert "no worker could be had or reached in 3 tries, see above; --retries N allows more" in done.stderr
+    cloud.play({"tool": "uae", "code": STOPPED}, once(READY), *[PREEMPTED | {"times": 2}, once(ABSENT)] * 3)
     done = cloud.run("tpu_vm.sh", *VM, *RUN, "--restarts", "2")
     assert done.returncode == 1
     assert "taken away once more after 2 restarts" in done.stderr
@@ -314,13 +320,13 @@ def test_a_vm_of_unknown_state_is_not_deleted(cloud, script, delete):
 
 
 def test_a_connection_that_stays_broken_deletes_nothing(cloud):
-    """The run may go on: neither a copy that fails nor too many restarts tell how it stands."""
+    """The run may go on: neither a copy that fails nor too many tries tell how it stands."""
     cloud.add_workers("0")
     broken = {"words": ["ssh", "worker.sh run"], "out": "[worker 0] step 1", "code": 255, "times": 1}
     cloud.play(broken, {"words": ["scp"], "times": 1}, {"words": ["scp"], "code": 255}, READY)
-    done = cloud.run("tpu_vm.sh", *VM, *RUN, "--delete-after", "--restarts", "2")
+    done = cloud.run("tpu_vm.sh", *VM, *RUN, "--delete-after", "--retries", "1")
     assert done.returncode == 1 and "delete" not in verbs(cloud)
-    assert "after 2 restarts" in done.stderr and "perhaps left running" in done.stderr
+    assert "in 2 tries, see above" in done.stderr and "perhaps left running" in done.stderr
 
 
 def test_a_queue_that_does_not_answer_for_a_moment_is_waited_in(cloud):
