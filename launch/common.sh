@@ -290,6 +290,23 @@ config_file() {
   printf '%s\n' "$file"
 }
 
+# The config's file and what it imports of its neighbours and of configs/, as far as lines of import tell.
+config_files() {
+  local read number line word file package
+  read=("$(config_file)")
+  for ((number = 0; number < ${#read[@]}; number++)); do
+    while read -r _ package line; do # "from configs.tiny import common, words", "import sizes"
+      for word in "" ${line//,/ }; do
+        file=${package//.//}${word:+/$word}
+        for file in "$file.py" "configs/$file.py" "$(dirname "${read[number]}")/$file.py"; do
+          [[ ! -f "$file" ]] || contains "$file" "${read[@]}" || read+=("$file")
+        done
+      done
+    done < <(grep -E '^ *(from|import) ' "${read[number]}")
+  done
+  printf '%s\n' "${read[@]}"
+}
+
 # The config must be there; where code is copied to workers, it must be among what is copied.
 check_config() {
   local file
@@ -333,24 +350,55 @@ check_workdir() {
   say "warning: --workdir $WORKDIR is on the machine's own disk: it goes with the machine, and workers do not share it"
 }
 
-# Reads the whole configuration where an environment is at hand, which finds every mistake in it; then asks the Hugging
-# Face hub about each gated repository that it names. Sets nothing up and rents nothing.
+# Reads the whole configuration where an environment is at hand, which finds every mistake in it and, with "elsewhere",
+# what workers do not have that share no folder with this machine; then asks the Hugging Face hub about each gated
+# repository that it names. Sets nothing up and rents nothing.
 check_weights() {
   local python=${UAE_VENV:-.venv}/bin/python text repository gated='(stabilityai/stable-diffusion-3|facebook/dinov3)'
-  local after="${gated}[A-Za-z0-9._-]*"
+  local after="${gated}[A-Za-z0-9._-]*" file unread=""
   if [[ -x "$python" ]]; then
     text=$(JAX_PLATFORMS=cpu "$python" -m uae_jax.cli train --config "$CONFIG" --workdir "$WORKDIR" --print-config \
       ${arguments[@]+"${arguments[@]}"}) || fail 1 "this configuration will not do, see above; nothing was started"
+    [[ "${1:-}" != elsewhere ]] || check_paths "$python" "$text"
   else
-    say "no environment here to read the configuration with: it is searched for the names of gated weights only" \
-      "(launch/local.sh --only-install makes one, for the hardware of this machine; where nodes that have GPUs are to" \
-      "use it, UAE_HARDWARE=cuda launch/local.sh --only-install)"
-    text=$(grep -oE "[\"']${after}[\"']" "$(config_file)" || true)
-    text+=" $CONFIG ${arguments[*]+"${arguments[*]}"}"
+    say "no environment here to read the configuration with: it is searched for the names of gated weights only, and" \
+      "paths that workers lack go unnoticed (launch/local.sh --only-install makes one, for the hardware of this machine;" \
+      "where nodes that have GPUs are to use it, UAE_HARDWARE=cuda launch/local.sh --only-install)"
+    text="$CONFIG ${arguments[*]+"${arguments[*]}"}"
+    while IFS= read -r file; do
+      text+=" $(grep -oE "[\"']${after}[\"']" "$file" || true)"
+    done < <(config_files)
+    unread="; or, if this run reads none of them, have an environment say so: launch/local.sh --only-install"
   fi
   for repository in $(printf '%s\n' "$text" | grep -oE "$after" | sort -u); do
-    check_licence "$repository"
+    check_licence "$repository" "$unread"
   done
+}
+
+# check_paths PYTHON CONFIGURATION: fails where weights or data are named that only this machine has.
+check_paths() {
+  local key path lacking=""
+  while IFS=$'\t' read -r key path; do
+    case "$path" in
+      "$root"/* | "${HOME:-$root}"/* | "~"*) ;;
+      /*)
+        say "warning: $key is $path, which must be on the workers' own disks"
+        continue
+        ;;
+      *) ! is_copied "$path" || continue ;;
+    esac
+    lacking+="${lacking:+, }$key=$path"
+  done < <(printf '%s\n' "$2" | "$1" launch/local_paths.py)
+  [[ -z "$lacking" ]] || fail 2 "workers do not have what only this machine has: $lacking; wanted" \
+    "gs://BUCKET/FOLDER, or of weights a name on the Hugging Face hub, each as --config.KEY=...;" \
+    "docs/guides/scaling.md has a whole command"
+}
+
+# is_copied PATH: whether a file, a folder or a pattern of files, all relative, is among what workers get.
+is_copied() {
+  local path=${1#./} start=${1%%[*?{]*}
+  [[ "$start" == "$1" ]] || path=${start%/*}
+  list_code | awk -v path="${path%/}/" 'index($0 "/", path) == 1 { found = 1 } END { exit !found }'
 }
 
 # What huggingface_hub takes: HF_TOKEN, else what `hf auth login` left.
@@ -365,12 +413,13 @@ find_token() {
   fi
 }
 
+# check_licence REPOSITORY UNREAD: UNREAD is what else may help, where there is no token.
 check_licence() {
   local hub=${HF_ENDPOINT:-https://huggingface.co} answer ask
   [[ "${HF_HUB_OFFLINE:-0}" =~ ^(1|true|yes|on|TRUE|YES|ON)$ ]] && return
   [[ -n "$token" ]] || fail 1 "$CONFIG names $1, whose weights are gated: accept the licence at" \
     "https://huggingface.co/$1, make a token at https://huggingface.co/settings/tokens and set HF_TOKEN to it, or give" \
-    "it to 'hf auth login'"
+    "it to 'hf auth login'$2"
   # The token goes by stdin: arguments can be read by everybody on this machine.
   ask="printf 'header = \"Authorization: Bearer %s\"\\n' $token | curl --silent --max-time 20 --output /dev/null"
   ask+=" --write-out '%{http_code}' --config - $(quote "$hub/api/models/$1/auth-check")"
@@ -412,9 +461,13 @@ pack() {
   fi
 }
 
-# Extras of setup.py that the run needs.
+# Extras of setup.py that the run needs: what the user wants, and buckets' where weights, data or folders are in one.
 extras() {
-  if [[ "$WORKDIR $CACHE" == *gs://* ]]; then echo gcs; fi
+  local wanted=${UAE_EXTRAS:-}
+  if [[ "${training[*]} $CACHE" == *gs://* ]] || grep -q gs:// "$(config_file)"; then
+    [[ ",$wanted," == *,gcs,* ]] || wanted=${wanted:+$wanted,}gcs
+  fi
+  printf '%s\n' "$wanted"
 }
 
 # Line of shell for a worker's home folder: unpacks and installs what `pack` made, except under a run that goes on.
@@ -462,8 +515,8 @@ report_failure() {
   return "${blamed:-$1}"
 }
 
-# blame CODE: sets `blamed` to the first exit code that tells of an error. From 128 on they tell of an end from outside: a
-# signal, a stop (143), other processes that are gone (203); of these the first counts where there are no others.
+# blame CODE: sets `blamed` to the first exit code that tells of an error. From 128 on they tell of an end from outside:
+# a signal, a stop (143), other processes that are gone (203); of these the first counts where there are no others.
 blame() {
   if [[ -z "$blamed" ]] || ((blamed >= 128 && $1 < 128)); then blamed=$1; fi
 }

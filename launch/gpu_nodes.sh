@@ -9,8 +9,8 @@
 #   --port N                     on which it coordinates (default: 8476)
 #   --cache DIR                  compiled programs (default: JAX_COMPILATION_CACHE_DIR, else WORKDIR/compile_cache)
 #   --restarts N                 how often nodes may be lost by a run that had begun (default: 20)
-#   --retries N                  how often in a row a lost node is tried again before it is back: after 30 s, then twice as
-#                                long, up to 10 minutes (default: 100, about 16 hours)
+#   --retries N                  how often in a row a lost node is tried again until it is back: after 30 s, then twice
+#                                as long, up to 10 minutes (default: 100, about 16 hours)
 #   --dry-run                    prints every command and runs none
 #
 # WORKDIR is a folder that all nodes share, or gs://BUCKET/FOLDER. ssh asks for no passwords: keys or an agent must do.

@@ -7,8 +7,8 @@
 #
 #   --nodes N, --gpus-per-node N     default: 1 and 8
 #   --partition, --account, --time   as sbatch has them; for the rest set SBATCH_... variables, see `man sbatch`.
-#                          The job has its nodes to itself, all CPUs and memory (--exclusive --mem 0). To leave the rest of
-#                          a node to others, say what it is to have: SBATCH_CPUS_PER_GPU=12 SBATCH_MEM_PER_GPU=120G;
+#                          The job has its nodes to itself, all CPUs and memory (--exclusive --mem 0). To leave the rest
+#                          of a node to others, say what it is to have: SBATCH_CPUS_PER_GPU=12 SBATCH_MEM_PER_GPU=120G;
 #                          SBATCH_EXCLUSIVE, SBATCH_MEM_PER_NODE and SBATCH_MEM_PER_CPU are left as they are, too
 #   --name NAME            of the job (default: uae)
 #   --logs FOLDER          of what it prints, NAME-JOB.log (default: runs/slurm)

@@ -20,7 +20,8 @@ trap forward TERM
 
 # The first task to end is not the last to have saved: the others get time, and notice by themselves where one is dead.
 # A node's only task may use all CPUs that the job has there.
-srun --ntasks-per-node 1 --cpu-bind none --label --kill-on-bad-exit=0 --wait 150 "${UAE_VENV:-.venv}/bin/uae" train "$@" &
+srun --ntasks-per-node 1 --cpu-bind none --label --kill-on-bad-exit=0 --wait 150 \
+  "${UAE_VENV:-.venv}/bin/uae" train "$@" &
 child=$!
 code=0
 wait "$child" || code=$?

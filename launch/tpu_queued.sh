@@ -31,7 +31,7 @@ parse_arguments "$@"
 need_tpu_settings
 check_config copied
 check_tpu_workdir
-check_weights
+check_weights elsewhere
 deletion=("${tpu[@]}" queued-resources delete "$NAME" --force "${place[@]}")
 # shellcheck disable=SC2034
 look=("${tpu[@]}" queued-resources describe "$NAME" "${place[@]}")

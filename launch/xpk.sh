@@ -37,7 +37,7 @@ need kubectl "gcloud components install kubectl"
 check_config copied
 check_workdir "pods lose theirs"
 [[ "${training[*]}" != *$'\n'* ]] || fail 2 "an argument holds a line break, which xpk cannot hand on"
-check_weights
+check_weights elsewhere
 
 place=(--cluster "$CLUSTER" --zone "$ZONE" --project "$PROJECT")
 selector=jobset.sigs.k8s.io/jobset-name=$NAME
