@@ -9,7 +9,7 @@
 #       --config FILE[:ARG] --workdir gs://BUCKET/FOLDER [--config.KEY=VALUE ...]
 #
 #   --name, --cluster, --zone, --project, --tpu-type, --image    or NAME, CLUSTER, ... in the environment
-#   --build                builds the image from launch/docker/tpu.Dockerfile and pushes it first
+#   --build                builds the image from launch/docker/tpu.Dockerfile, for linux/amd64, and pushes it first
 #   --num-slices N         default: 1; of several, the mesh's data axis is to be a multiple
 #   --priority LEVEL       very-low, low, medium, high, very-high (default: medium)
 #   --delete-after         deletes the workload when this script ends: done, failed or interrupted
@@ -46,7 +46,8 @@ look=(kubectl get jobset "$NAME" --namespace default)
 exists=0 # whether there is a workload that this call made, or looks on at
 
 build() {
-  run docker build --file launch/docker/tpu.Dockerfile --tag "$IMAGE" . || fail 1 "building $IMAGE failed"
+  # The platform of the nodes; this machine may be another.
+  run docker build --platform linux/amd64 --file launch/docker/tpu.Dockerfile --tag "$IMAGE" . || fail 1 "building $IMAGE failed"
   run docker push "$IMAGE" || fail 1 "pushing $IMAGE failed"
 }
 

@@ -225,6 +225,7 @@ def test_the_workload_runs_the_same_command(cloud):
     assert done.returncode == 0, done.stderr
     order = [(call["tool"], call["argv"][0]) for call in cloud.calls() if call["tool"] != "kubectl"]
     assert order == [("xpk", "workload"), ("docker", "build"), ("docker", "push"), *[("xpk", "workload")] * 2]
+    assert "linux/amd64" in cloud.calls("docker", "build", "--platform")[0]["argv"]  # as nodes are, and Macs are not
     reach, create, delete = cloud.calls("xpk")
     assert reach["argv"][:2] == ["workload", "list"]
     argv = create["argv"]
