@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CLOUD = ("gcloud", "kubectl", "xpk", "docker", "srun", "sbatch", "scontrol", "ssh", "scp", "curl")
+CLOUD = "gcloud kubectl xpk docker srun sbatch scontrol ssh scp ssh-add ssh-keygen curl".split()
 ORDINARY = """
 awk basename bash cat chmod cksum cp date dirname du env find flock git grep gzip head hostname ls mkdir mktemp mv pgrep
 ps rm sed seq setsid sh sleep sort tail tar tee touch tr true uname wc xargs
