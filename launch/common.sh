@@ -8,7 +8,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 script=launch/$(basename "$0")
 cd "$root" || exit 1
 
-CONFIG="" WORKDIR="" # never from the environment, where such names may mean anything
+CONFIG="" WORKDIR="" RETRIES="" # never from the environment, where such names may mean anything
 arguments=()         # of `uae train`, beyond --config and --workdir
 given=("$@")         # as the script was called
 dry_run=0
@@ -19,6 +19,7 @@ training=()  # all arguments of `uae train`
 worker_name=()
 log=""       # what the workers last printed
 restarts=0   # of the run, because its machines were taken away
+retries=0    # to have machines again, in a row
 # shellcheck disable=SC2034  # the scripts read it
 was_interrupted=0
 known=0      # whether a query about what is rented was answered once
@@ -28,6 +29,7 @@ token=""     # of the Hugging Face hub: as a shell expands it; nothing where the
 token_name=""
 # shellcheck disable=SC2034
 LOST=75 # exit code that means so: sysexits' "temporary failure"
+STOPPED=143 # of `uae`: told to stop, and saved; see uae_jax/errors.py
 ASK_TRIES=${ASK_TRIES:-8}
 ASK_SECONDS=${ASK_SECONDS:-600} # the longest wait between two of them
 UAE_CODE_MB=${UAE_CODE_MB:-200} # the most that is copied to workers
@@ -101,10 +103,12 @@ parse_arguments() {
   done
   require CONFIG WORKDIR
   RESTARTS=${RESTARTS:-20}
+  RETRIES=${RETRIES:-100} # 16 hours, with the waits between them
   RETRY_SECONDS=${RETRY_SECONDS:-30} # between two tries, and between two looks at a state
   WORKDIR=${WORKDIR%/}
   CACHE=${CACHE:-${JAX_COMPILATION_CACHE_DIR:-$WORKDIR/compile_cache}}
   [[ "$RESTARTS" =~ ^[0-9]+$ ]] || fail 2 "--restarts is '$RESTARTS', wanted a number"
+  [[ "$RETRIES" =~ ^[0-9]+$ ]] || fail 2 "--retries is '$RETRIES', wanted a number"
   find_token
 }
 
@@ -247,9 +251,10 @@ inquire() {
 }
 
 # Runs the script's `attempt` again, with the same command, as long as its `taken_away CODE` says that not the run
-# failed but its machines were lost. `uae train` goes on from its last checkpoint.
+# failed but its machines were lost. `uae train` goes on from its last checkpoint. Only where workers had begun to speak
+# was it a restart: capacity may take hours to come back, which is waited for with a limit of its own.
 keep_running() {
-  local code
+  local code seconds=$RETRY_SECONDS
   while true; do
     code=0
     # shellcheck disable=SC2034
@@ -261,10 +266,19 @@ keep_running() {
       report_failure "$code"
       return
     fi
-    ((restarts < RESTARTS)) || fail 1 "taken away once more after $restarts restarts; --restarts N allows more"
-    restarts=$((restarts + 1))
-    say "the same command again in $RETRY_SECONDS s (restart $restarts of at most $RESTARTS)"
-    pause "$RETRY_SECONDS"
+    if grep -qE '^(\[|== )' "$log"; then
+      ((restarts < RESTARTS)) || fail 1 "taken away once more after $restarts restarts; --restarts N allows more"
+      restarts=$((restarts + 1)) retries=0 seconds=$RETRY_SECONDS
+      say "the same command again in $seconds s (restart $restarts of at most $RESTARTS)"
+      pause "$seconds"
+    else
+      ((retries < RETRIES)) ||
+        fail 1 "no worker could be had or reached in $((retries + 1)) tries, see above; --retries N allows more"
+      retries=$((retries + 1))
+      say "no worker could be had or reached; trying again in $seconds s (retry $retries of at most $RETRIES)"
+      pause "$seconds"
+      seconds=$((2 * seconds < ASK_SECONDS ? 2 * seconds : ASK_SECONDS))
+    fi
   done
 }
 
@@ -274,6 +288,23 @@ config_file() {
   local file=${CONFIG%%.py:*}
   [[ "$file" == "$CONFIG" ]] || file=$file.py
   printf '%s\n' "$file"
+}
+
+# The config's file and what it imports of its neighbours and of configs/, as far as lines of import tell.
+config_files() {
+  local read number line word file package
+  read=("$(config_file)")
+  for ((number = 0; number < ${#read[@]}; number++)); do
+    while read -r _ package line; do # "from configs.tiny import common, words", "import sizes"
+      for word in "" ${line//,/ }; do
+        file=${package//.//}${word:+/$word}
+        for file in "$file.py" "configs/$file.py" "$(dirname "${read[number]}")/$file.py"; do
+          [[ ! -f "$file" ]] || contains "$file" "${read[@]}" || read+=("$file")
+        done
+      done
+    done < <(grep -E '^ *(from|import) ' "${read[number]}")
+  done
+  printf '%s\n' "${read[@]}"
 }
 
 # The config must be there; where code is copied to workers, it must be among what is copied.
@@ -319,24 +350,55 @@ check_workdir() {
   say "warning: --workdir $WORKDIR is on the machine's own disk: it goes with the machine, and workers do not share it"
 }
 
-# Reads the whole configuration where an environment is at hand, which finds every mistake in it; then asks the Hugging
-# Face hub about each gated repository that it names. Sets nothing up and rents nothing.
+# Reads the whole configuration where an environment is at hand, which finds every mistake in it and, with "elsewhere",
+# what workers do not have that share no folder with this machine; then asks the Hugging Face hub about each gated
+# repository that it names. Sets nothing up and rents nothing.
 check_weights() {
   local python=${UAE_VENV:-.venv}/bin/python text repository gated='(stabilityai/stable-diffusion-3|facebook/dinov3)'
-  local after="${gated}[A-Za-z0-9._-]*"
+  local after="${gated}[A-Za-z0-9._-]*" file unread=""
   if [[ -x "$python" ]]; then
     text=$(JAX_PLATFORMS=cpu "$python" -m uae_jax.cli train --config "$CONFIG" --workdir "$WORKDIR" --print-config \
       ${arguments[@]+"${arguments[@]}"}) || fail 1 "this configuration will not do, see above; nothing was started"
+    [[ "${1:-}" != elsewhere ]] || check_paths "$python" "$text"
   else
-    say "no environment here to read the configuration with: it is searched for the names of gated weights only" \
-      "(launch/local.sh --only-install makes one, for the hardware of this machine; where nodes that have GPUs are to" \
-      "use it, UAE_HARDWARE=cuda launch/local.sh --only-install)"
-    text=$(grep -oE "[\"']${after}[\"']" "$(config_file)" || true)
-    text+=" $CONFIG ${arguments[*]+"${arguments[*]}"}"
+    say "no environment here to read the configuration with: it is searched for the names of gated weights only, and" \
+      "paths that workers lack go unnoticed (launch/local.sh --only-install makes one, for the hardware of this machine;" \
+      "where nodes that have GPUs are to use it, UAE_HARDWARE=cuda launch/local.sh --only-install)"
+    text="$CONFIG ${arguments[*]+"${arguments[*]}"}"
+    while IFS= read -r file; do
+      text+=" $(grep -oE "[\"']${after}[\"']" "$file" || true)"
+    done < <(config_files)
+    unread="; or, if this run reads none of them, have an environment say so: launch/local.sh --only-install"
   fi
   for repository in $(printf '%s\n' "$text" | grep -oE "$after" | sort -u); do
-    check_licence "$repository"
+    check_licence "$repository" "$unread"
   done
+}
+
+# check_paths PYTHON CONFIGURATION: fails where weights or data are named that only this machine has.
+check_paths() {
+  local key path lacking=""
+  while IFS=$'\t' read -r key path; do
+    case "$path" in
+      "$root"/* | "${HOME:-$root}"/* | "~"*) ;;
+      /*)
+        say "warning: $key is $path, which must be on the workers' own disks"
+        continue
+        ;;
+      *) ! is_copied "$path" || continue ;;
+    esac
+    lacking+="${lacking:+, }$key=$path"
+  done < <(printf '%s\n' "$2" | "$1" launch/local_paths.py)
+  [[ -z "$lacking" ]] || fail 2 "workers do not have what only this machine has: $lacking; wanted" \
+    "gs://BUCKET/FOLDER, or of weights a name on the Hugging Face hub, each as --config.KEY=...;" \
+    "docs/guides/scaling.md has a whole command"
+}
+
+# is_copied PATH: whether a file, a folder or a pattern of files, all relative, is among what workers get.
+is_copied() {
+  local path=${1#./} start=${1%%[*?{]*}
+  [[ "$start" == "$1" ]] || path=${start%/*}
+  list_code | awk -v path="${path%/}/" 'index($0 "/", path) == 1 { found = 1 } END { exit !found }'
 }
 
 # What huggingface_hub takes: HF_TOKEN, else what `hf auth login` left.
@@ -351,12 +413,13 @@ find_token() {
   fi
 }
 
+# check_licence REPOSITORY UNREAD: UNREAD is what else may help, where there is no token.
 check_licence() {
   local hub=${HF_ENDPOINT:-https://huggingface.co} answer ask
   [[ "${HF_HUB_OFFLINE:-0}" =~ ^(1|true|yes|on|TRUE|YES|ON)$ ]] && return
   [[ -n "$token" ]] || fail 1 "$CONFIG names $1, whose weights are gated: accept the licence at" \
     "https://huggingface.co/$1, make a token at https://huggingface.co/settings/tokens and set HF_TOKEN to it, or give" \
-    "it to 'hf auth login'"
+    "it to 'hf auth login'$2"
   # The token goes by stdin: arguments can be read by everybody on this machine.
   ask="printf 'header = \"Authorization: Bearer %s\"\\n' $token | curl --silent --max-time 20 --output /dev/null"
   ask+=" --write-out '%{http_code}' --config - $(quote "$hub/api/models/$1/auth-check")"
@@ -398,9 +461,13 @@ pack() {
   fi
 }
 
-# Extras of setup.py that the run needs.
+# Extras of setup.py that the run needs: what the user wants, and buckets' where weights, data or folders are in one.
 extras() {
-  if [[ "$WORKDIR $CACHE" == *gs://* ]]; then echo gcs; fi
+  local wanted=${UAE_EXTRAS:-}
+  if [[ "${training[*]} $CACHE" == *gs://* ]] || grep -q gs:// "$(config_file)"; then
+    [[ ",$wanted," == *,gcs,* ]] || wanted=${wanted:+$wanted,}gcs
+  fi
+  printf '%s\n' "$wanted"
 }
 
 # Line of shell for a worker's home folder: unpacks and installs what `pack` made, except under a run that goes on.
@@ -434,14 +501,24 @@ verdicts() {
   sed -n 's/^== \(.* exit code [0-9][0-9]*\) ==$/\1/p' "$log" | grep -v ' exit code 0$'
 }
 
-# Says which workers failed; returns the first one's exit code, or the one given where none said anything.
+# Says which workers failed; returns an exit code of theirs, see `blame`, or the one given where none said anything.
 report_failure() {
-  local line first=""
+  local line blamed=""
   while IFS= read -r line; do
-    say "error: $line"
-    first=${first:-${line##* }}
+    blame "${line##* }"
+    if ((${line##* } == STOPPED)); then
+      say "${line% ended with*} was told to stop, and saved; the same command goes on from there"
+    else
+      say "error: $line"
+    fi
   done < <(verdicts)
-  return "${first:-$1}"
+  return "${blamed:-$1}"
+}
+
+# blame CODE: sets `blamed` to the first exit code that tells of an error. From 128 on they tell of an end from outside:
+# a signal, a stop (143), other processes that are gone (203); of these the first counts where there are no others.
+blame() {
+  if [[ -z "$blamed" ]] || ((blamed >= 128 && $1 < 128)); then blamed=$1; fi
 }
 
 # What the script was called with, ready to be pasted.

@@ -8,7 +8,9 @@
 #   --coordinator HOST           its address as the others reach it (default: HOST of the first node)
 #   --port N                     on which it coordinates (default: 8476)
 #   --cache DIR                  compiled programs (default: JAX_COMPILATION_CACHE_DIR, else WORKDIR/compile_cache)
-#   --restarts N                 how often nodes may be lost (default: 20)
+#   --restarts N                 how often nodes may be lost by a run that had begun (default: 20)
+#   --retries N                  how often in a row a lost node is tried again until it is back: after 30 s, then twice
+#                                as long, up to 10 minutes (default: 100, about 16 hours)
 #   --dry-run                    prints every command and runs none
 #
 # WORKDIR is a folder that all nodes share, or gs://BUCKET/FOLDER. ssh asks for no passwords: keys or an agent must do.
@@ -18,7 +20,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 # shellcheck disable=SC2034  # read by common.sh
-settings=(NODES COORDINATOR PORT)
+settings=(RETRIES NODES COORDINATOR PORT)
 parse_arguments "$@"
 require NODES
 IFS=', ' read -r -a nodes <<<"$NODES"

@@ -6,7 +6,10 @@
 #   launch/slurm.sh --nodes 4 --gpus-per-node 8 --config FILE[:ARG] --workdir FOLDER [--config.KEY=VALUE ...]
 #
 #   --nodes N, --gpus-per-node N     default: 1 and 8
-#   --partition, --account, --time   as sbatch has them; for the rest set SBATCH_... variables, see `man sbatch`
+#   --partition, --account, --time   as sbatch has them; for the rest set SBATCH_... variables, see `man sbatch`.
+#                          The job has its nodes to itself, all CPUs and memory (--exclusive --mem 0). To leave the rest
+#                          of a node to others, say what it is to have: SBATCH_CPUS_PER_GPU=12 SBATCH_MEM_PER_GPU=120G;
+#                          SBATCH_EXCLUSIVE, SBATCH_MEM_PER_NODE and SBATCH_MEM_PER_CPU are left as they are, too
 #   --name NAME            of the job (default: uae)
 #   --logs FOLDER          of what it prints, NAME-JOB.log (default: runs/slurm)
 #   --grace SECONDS        before the time limit, in which it is to save (default: 180)
@@ -40,6 +43,11 @@ check_weights
 
 job=(sbatch --parsable --job-name "$NAME" --nodes "$NODES" --ntasks-per-node 1 --requeue --open-mode append)
 ((GPUS_PER_NODE == 0)) || job+=(--gpus-per-node "$GPUS_PER_NODE")
+# Slurm's own default is one CPU for a task, whatever GPUs it has, and on many clusters as little memory.
+if [[ -z "${SBATCH_CPUS_PER_GPU:-}" ]]; then
+  [[ -n "${SBATCH_EXCLUSIVE+set}" ]] || job+=(--exclusive)
+  [[ -n "${SBATCH_MEM_PER_NODE:-}${SBATCH_MEM_PER_CPU:-}${SBATCH_MEM_PER_GPU:-}" ]] || job+=(--mem 0)
+fi
 [[ -z "${PARTITION:-}" ]] || job+=(--partition "$PARTITION")
 [[ -z "${ACCOUNT:-}" ]] || job+=(--account "$ACCOUNT")
 [[ -z "${TIME:-}" ]] || job+=(--time "$TIME")

@@ -19,7 +19,9 @@ forward() {
 trap forward TERM
 
 # The first task to end is not the last to have saved: the others get time, and notice by themselves where one is dead.
-srun --ntasks-per-node 1 --label --kill-on-bad-exit=0 --wait 150 "${UAE_VENV:-.venv}/bin/uae" train "$@" &
+# A node's only task may use all CPUs that the job has there.
+srun --ntasks-per-node 1 --cpu-bind none --label --kill-on-bad-exit=0 --wait 150 \
+  "${UAE_VENV:-.venv}/bin/uae" train "$@" &
 child=$!
 code=0
 wait "$child" || code=$?
@@ -30,7 +32,7 @@ done
 
 if ((code == 0)); then
   tell "done"
-elif ((told_to_stop)); then
+elif ((told_to_stop || code == 143)); then # 143: the tasks were, and saved; Slurm may tell them alone
   restarts=${SLURM_RESTART_COUNT:-0}
   if ((restarts < ${UAE_RESTARTS:-20})); then
     tell "queueing job $SLURM_JOB_ID again (restart $((restarts + 1)) of at most ${UAE_RESTARTS:-20})"

@@ -11,7 +11,9 @@
 #   --valid-until 6h       gives up when nothing came free for so long
 #   --delete-after         deletes resource and VM when this script ends: done, failed or interrupted
 #   --cache DIR            compiled programs (default: JAX_COMPILATION_CACHE_DIR, else WORKDIR/compile_cache)
-#   --restarts N           how often it may be taken away (default: 20)
+#   --restarts N           how often it may be taken away from a run that had begun (default: 20)
+#   --retries N            how often in a row it is asked for again before workers begin, as where there is no capacity:
+#                          after 30 s, then twice as long, up to 10 minutes (default: 100, about 16 hours)
 #   --dry-run              prints every command and runs none
 #
 # Ctrl-C leaves all as it is, without --delete-after: a resource that is still queued will be given, and billed, when its
@@ -24,12 +26,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source launch/tpu_workers.sh
 
 # shellcheck disable=SC2034  # read by common.sh
-settings=(NAME ZONE PROJECT TPU_TYPE RUNTIME VALID_UNTIL) switches=(SPOT RESERVED DELETE_AFTER)
+settings=(RETRIES NAME ZONE PROJECT TPU_TYPE RUNTIME VALID_UNTIL) switches=(SPOT RESERVED DELETE_AFTER)
 parse_arguments "$@"
 need_tpu_settings
 check_config copied
 check_tpu_workdir
-check_weights
+check_agent
+check_weights elsewhere
 deletion=("${tpu[@]}" queued-resources delete "$NAME" --force "${place[@]}")
 # shellcheck disable=SC2034
 look=("${tpu[@]}" queued-resources describe "$NAME" "${place[@]}")
@@ -92,7 +95,7 @@ delete_vm() {
 
 taken_away() {
   if (($1 == LOST)); then
-    ((restarts)) || return 1 # the first time, gcloud's reason is for the user to read
+    ((restarts + retries)) || return 1 # the first time, gcloud's reason is for the user to read
     return 0
   fi
   ((exists)) || return 1

@@ -11,7 +11,9 @@
 #   --spot                 a VM that costs less and may be taken away
 #   --delete-after         deletes the VM when this script ends: done, failed or interrupted
 #   --cache DIR            compiled programs (default: JAX_COMPILATION_CACHE_DIR, else WORKDIR/compile_cache)
-#   --restarts N           how often it may be taken away (default: 20)
+#   --restarts N           how often it may be taken away from a run that had begun (default: 20)
+#   --retries N            how often in a row it is asked for again before workers begin, as where there is no capacity:
+#                          after 30 s, then twice as long, up to 10 minutes (default: 100, about 16 hours)
 #   --dry-run              prints every command and runs none
 #
 # Ctrl-C leaves VM and training as they are, without --delete-after, and says how to come back, stop and delete. The same
@@ -23,12 +25,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source launch/tpu_workers.sh
 
 # shellcheck disable=SC2034  # read by common.sh
-settings=(NAME ZONE PROJECT TPU_TYPE RUNTIME) switches=(SPOT DELETE_AFTER)
+settings=(RETRIES NAME ZONE PROJECT TPU_TYPE RUNTIME) switches=(SPOT DELETE_AFTER)
 parse_arguments "$@"
 need_tpu_settings
 check_config copied
 check_tpu_workdir
-check_weights
+check_agent
+check_weights elsewhere
 deletion=("${tpu[@]}" tpu-vm delete "$NAME" "${place[@]}")
 # shellcheck disable=SC2034
 look=("${tpu[@]}" tpu-vm describe "$NAME" "${place[@]}")
@@ -87,7 +90,7 @@ delete_vm() {
 
 taken_away() {
   if (($1 == LOST)); then
-    ((restarts)) || return 1 # the first time, gcloud's reason is for the user to read
+    ((restarts + retries)) || return 1 # the first time, gcloud's reason is for the user to read
     return 0
   fi
   lost_vm

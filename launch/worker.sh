@@ -5,7 +5,7 @@
 #   launch/worker.sh run [...]       `uae train` with these arguments, cut loose from the connection that started it,
 #                                    and shows what it prints; where it is under way already, looks on
 #   launch/worker.sh busy            whether a run is under way
-#   launch/worker.sh stop            asks it to save and stop
+#   launch/worker.sh stop            asks it to save and stop; it ends with exit code 143 then
 #
 # ~/.uae_jax/HOST/ holds log, process, command and exit code; UAE_WORKER names this worker (default: by the TPU).
 set -euo pipefail

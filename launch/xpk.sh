@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
 # Trains on a GKE cluster that xpk made: creates a workload, shows what its pods print and waits for its end. Pods that
-# are preempted start again, and the same command goes on from the last checkpoint.
+# are preempted start again, with all others, and the same command goes on from the last checkpoint: `uae` ends with 143
+# where it was told to stop and saved, with 203 where it lost the others, and xpk takes 127 to 255 for no failure. A pod
+# that ends with 1, an error of its own, ends the workload.
 #
 #   launch/xpk.sh --name WORKLOAD --cluster CLUSTER --zone ZONE --project PROJECT --tpu-type v5p-64 \
 #       --image REGION-docker.pkg.dev/PROJECT/REPOSITORY/uae:TAG [--build] \
 #       --config FILE[:ARG] --workdir gs://BUCKET/FOLDER [--config.KEY=VALUE ...]
 #
 #   --name, --cluster, --zone, --project, --tpu-type, --image    or NAME, CLUSTER, ... in the environment
-#   --build                builds the image from launch/docker/tpu.Dockerfile and pushes it first
+#   --build                builds the image from launch/docker/tpu.Dockerfile, for linux/amd64, and pushes it first
 #   --num-slices N         default: 1; of several, the mesh's data axis is to be a multiple
 #   --priority LEVEL       very-low, low, medium, high, very-high (default: medium)
 #   --delete-after         deletes the workload when this script ends: done, failed or interrupted
@@ -35,7 +37,7 @@ need kubectl "gcloud components install kubectl"
 check_config copied
 check_workdir "pods lose theirs"
 [[ "${training[*]}" != *$'\n'* ]] || fail 2 "an argument holds a line break, which xpk cannot hand on"
-check_weights
+check_weights elsewhere
 
 place=(--cluster "$CLUSTER" --zone "$ZONE" --project "$PROJECT")
 selector=jobset.sigs.k8s.io/jobset-name=$NAME
@@ -44,7 +46,8 @@ look=(kubectl get jobset "$NAME" --namespace default)
 exists=0 # whether there is a workload that this call made, or looks on at
 
 build() {
-  run docker build --file launch/docker/tpu.Dockerfile --tag "$IMAGE" . || fail 1 "building $IMAGE failed"
+  # The platform of the nodes; this machine may be another.
+  run docker build --platform linux/amd64 --file launch/docker/tpu.Dockerfile --tag "$IMAGE" . || fail 1 "building $IMAGE failed"
   run docker push "$IMAGE" || fail 1 "pushing $IMAGE failed"
 }
 
@@ -74,6 +77,7 @@ check_same() {
 # Variables by name alone where they are secret: xpk takes their values from here.
 write_environment() {
   local name lines=("JAX_COMPILATION_CACHE_DIR=$CACHE")
+  local UAE_START_TIMEOUT=${UAE_START_TIMEOUT:-600} # pods start as their nodes come and have pulled the image
   for name in "${HANDED_ON[@]}"; do
     [[ -z "${!name:-}" ]] || lines+=("$name=${!name}")
   done
@@ -118,14 +122,14 @@ follow() {
   done
 }
 
-# Names the pods that failed, with exit codes; sets `code` to the first.
+# Names the pods that failed, with exit codes; sets `blamed`.
 name_failed() {
   local pod exit_code
-  code=1
+  blamed=""
   while read -r pod exit_code; do
     [[ -n "${exit_code:-}" && "$exit_code" != 0 ]] || continue
     say "error: pod $pod ended with exit code $exit_code"
-    ((code != 1)) || code=$exit_code
+    blame "$exit_code"
   done < <(kubectl get pods --selector "$selector" --output "jsonpath={range .items[*]}{.metadata.name} \
 {.status.containerStatuses[0].state.terminated.exitCode}{'\\n'}{end}")
 }
@@ -176,4 +180,4 @@ if ((dry_run)) || [[ "$end" == Completed ]]; then
 fi
 name_failed
 say "error: workload $NAME ended as $end"
-exit "$code"
+exit "${blamed:-1}"

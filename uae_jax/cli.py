@@ -1,6 +1,7 @@
 """The `uae` command: argument parsing and exit codes; the work is done elsewhere.
 
-Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage.
+Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage; of training also 143,
+told to stop and saved, and 203, the run's other processes are gone (`uae_jax.errors`).
 """
 
 import argparse
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 import uae_jax
 from uae_jax import options
 from uae_jax.bench.cli import add_bench
-from uae_jax.errors import RunError
+from uae_jax.errors import ABANDONED, FAILED, STOPPED, RunError
 
 # What helps where memory runs out.
 SERVING_ADVICE = "a lower --memory-gb makes smaller batches, a lower --size smaller images"
@@ -30,22 +31,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.run is None:
         parser.print_help(sys.stderr)
         return 2
+    code = FAILED
     try:
         return args.run(args)
     except KeyboardInterrupt:
         print("uae: interrupted", file=sys.stderr)
-        return 1
+        return code
     except (ValueError, OSError) as error:  # bad input or bad files, told in one line; anything else is a bug
         named = isinstance(error, OSError) and error.filename is not None
         reason = f"{error.filename}: {error.strerror}" if named else " ".join(str(error).split())
     except RunError as error:  # its lines may make a table
-        reason = str(error)
+        reason, code = str(error), error.exit_code
     except (MemoryError, RuntimeError) as error:  # on the host, or as JAX puts it
         if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
             raise
         reason = f"out of memory; {args.memory_advice}"
     print(f"uae: error: {reason}", file=sys.stderr)
-    return 1
+    return code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -95,7 +97,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "train",
         help="run the stage, or the stages, of a config",
-        description="Trains. The same command goes on where the last run stopped, exactly; SIGTERM saves and stops.",
+        description="Trains. The same command goes on where the last run stopped, exactly; SIGTERM saves and stops. "
+        f"Exit codes: 0 done, {FAILED} failed, 2 wrong usage; {STOPPED} told to stop, and saved; {ABANDONED} the "
+        "run's other processes are gone, or did not come, and this one has no error of its own.",
         epilog="example: uae train --config configs/tiny/autoencoder.py --workdir runs/vae --config.steps=2000",
     )
     parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="a file with get_config(arg=None)")

@@ -1,5 +1,5 @@
 # uae_jax for Cloud TPU on GKE; launch/xpk.sh --build makes and pushes it. By hand:
-#   docker build --file launch/docker/tpu.Dockerfile --tag IMAGE .
+#   docker build --platform linux/amd64 --file launch/docker/tpu.Dockerfile --tag IMAGE .
 FROM python:3.12-slim
 
 WORKDIR /uae_jax

@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from tests.launch.conftest import CONFIG
+from uae_jax.errors import ABANDONED, STOPPED
 
 OVERRIDE = '--config.prompt=say "hi" to $HOME; it\'s `fine`'
 RUN = ("--config", CONFIG, "--workdir", "gs://b/it's a run", OVERRIDE)
@@ -52,10 +53,11 @@ def test_every_node_runs_one_process_that_knows_its_place(cloud):
 
 def test_the_node_that_fails_is_named_and_the_others_are_stopped(cloud):
     cloud.add_workers("a", "b")
-    cloud.play({"tool": "uae", "home": "b", "code": 9}, {"tool": "uae", "sleep": 600, "on_term": 1})
+    cloud.play({"tool": "uae", "home": "b", "code": 9}, {"tool": "uae", "sleep": 600, "on_term": STOPPED})
     done = cloud.run("gpu_nodes.sh", *NODES, *RUN, GRACE_SECONDS="0")
     assert done.returncode == 9
     assert "error: b: run ended with exit code 9" in done.stderr
+    assert "a: run was told to stop, and saved; the same command goes on" in done.stderr
     assert cloud.calls("SIGTERM", "uae")  # it had not noticed by itself within the grace
     assert len([call for call in cloud.calls("uae") if call["tool"] == "uae"]) == 2
 
@@ -63,11 +65,21 @@ def test_the_node_that_fails_is_named_and_the_others_are_stopped(cloud):
 def test_a_lost_node_is_waited_for_and_the_same_command_goes_on(cloud):
     cloud.add_workers("a", "b")
     gone = {"tool": "ssh", "words": ["UAE_WORKER=b", "worker.sh run"], "code": 255, "times": 1}
-    cloud.play(gone, {"tool": "uae", "code": 1, "times": 1})  # b is lost, and a, alone, gives up
-    done = cloud.run("gpu_nodes.sh", *NODES, *RUN)
+    there = {"tool": "scp", "words": ["b:"], "times": 1}
+    away = {"tool": "scp", "words": ["b:"], "code": 255, "times": 3}
+    cloud.play(gone, there, away, {"tool": "uae", "code": ABANDONED, "times": 1})  # b is lost, and a, alone, gives up
+    done = cloud.run("gpu_nodes.sh", *NODES, *RUN, "--restarts", "1")
     assert done.returncode == 0, done.stderr
-    assert "b: the connection broke" in done.stderr and "restart 1 of at most 20" in done.stderr
+    assert "b: the connection broke" in done.stderr and "restart 1 of at most 1" in done.stderr
+    assert "retry 3 of at most 100" in done.stderr  # until it is back, which is no restart
     assert [call["argv"] for call in cloud.calls("uae")] == [TRAINED] * 3
+
+
+def test_what_failed_is_told_from_what_only_lost_it(cloud):
+    cloud.add_workers("a", "b")
+    cloud.play({"tool": "uae", "home": "a", "code": ABANDONED}, {"tool": "uae", "sleep": 2, "code": 9})
+    done = cloud.run("gpu_nodes.sh", *NODES, *RUN)
+    assert done.returncode == 9 and "error: b: run ended with exit code 9" in done.stderr
 
 
 def test_a_node_that_was_never_reached_is_not_waited_for(cloud):
@@ -104,6 +116,25 @@ def test_the_job_is_submitted_with_all_that_it_needs(cloud):
         assert option in " ".join(argv)
     assert {"--requeue", "B:TERM@180", str(cloud.root)} <= set(argv)
     assert submitted["env"]["JAX_LOCAL_DEVICE_IDS"] == "0,1"  # JAX's own guess under Slurm is one GPU a process
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({}, {"--exclusive", "--mem"}),  # else Slurm gives one CPU
+        ({"SBATCH_CPUS_PER_GPU": "8", "SBATCH_MEM_PER_GPU": "64G"}, set()),
+        ({"SBATCH_CPUS_PER_GPU": "8"}, set()),  # all memory would keep others off the node
+        ({"SBATCH_MEM_PER_NODE": "500G"}, {"--exclusive"}),
+        ({"SBATCH_EXCLUSIVE": "user"}, {"--mem"}),
+    ],
+)
+def test_a_job_has_all_of_its_nodes_unless_told_otherwise(cloud, variables, wanted):
+    cloud.install()
+    done = cloud.run("slurm.sh", *RUN, "--logs", str(cloud.folder / "logs"), **variables)
+    assert done.returncode == 0, done.stderr
+    argv = cloud.calls("sbatch")[0]["argv"]
+    assert {"--exclusive", "--mem"} & set(argv) == wanted
+    assert "--mem" not in argv or argv[argv.index("--mem") + 1] == "0"
 
 
 def test_an_environment_for_other_hardware_is_not_submitted(cloud):
@@ -159,13 +190,14 @@ def test_a_task_that_fails_ends_the_job_with_its_code(cloud):
     _, err = job.communicate(timeout=120)
     assert job.returncode == 7 and "srun ended with exit code 7" in err and "node2: task 1" in err
     (call,) = cloud.calls("srun")
+    assert call["argv"][call["argv"].index("--cpu-bind") + 1] == "none"
     assert call["argv"][-len(TRAINED) - 1 :] == ["venv/bin/uae", *TRAINED]
     assert not cloud.calls("scontrol")  # what fails would fail again
 
 
 @pytest.mark.parametrize(("restarts", "queued"), [("0", True), ("3", False)])
 def test_a_job_told_to_stop_saves_and_queues_again(cloud, restarts, queued):
-    cloud.play({"tool": "srun", "sleep": 600, "on_term": 1})
+    cloud.play({"tool": "srun", "sleep": 600, "on_term": STOPPED})
     job = start_job(cloud, SLURM_RESTART_COUNT=restarts, UAE_RESTARTS="3")
     cloud.wait_for("srun")
     job.send_signal(signal.SIGTERM)
@@ -173,6 +205,13 @@ def test_a_job_told_to_stop_saves_and_queues_again(cloud, restarts, queued):
     assert cloud.calls("SIGTERM", "srun")
     assert bool(cloud.calls("scontrol", "requeue", "4711")) == queued
     assert "told to stop; saving" in err
+
+
+def test_a_job_whose_tasks_alone_were_told_to_stop_queues_again(cloud):
+    cloud.play({"tool": "srun", "code": STOPPED})
+    job = start_job(cloud)
+    _, err = job.communicate(timeout=120)
+    assert cloud.calls("scontrol", "requeue", "4711") and "error" not in err
 
 
 def ended(state: str) -> dict:
@@ -186,6 +225,7 @@ def test_the_workload_runs_the_same_command(cloud):
     assert done.returncode == 0, done.stderr
     order = [(call["tool"], call["argv"][0]) for call in cloud.calls() if call["tool"] != "kubectl"]
     assert order == [("xpk", "workload"), ("docker", "build"), ("docker", "push"), *[("xpk", "workload")] * 2]
+    assert "linux/amd64" in cloud.calls("docker", "build", "--platform")[0]["argv"]  # as nodes are, and Macs are not
     reach, create, delete = cloud.calls("xpk")
     assert reach["argv"][:2] == ["workload", "list"]
     argv = create["argv"]
@@ -203,7 +243,11 @@ def test_the_token_is_in_no_argument_and_no_file(cloud):
     done = cloud.run("xpk.sh", *XPK, *RUN, "--dry-run", HF_TOKEN="hf_secret")
     assert done.returncode == 0 and "hf_secret" not in done.stdout + done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("printf")]
-    assert shlex.split(line)[2:4] == ["JAX_COMPILATION_CACHE_DIR=gs://b/it's a run/compile_cache", "HF_TOKEN"]
+    assert shlex.split(line)[2:5] == [
+        "JAX_COMPILATION_CACHE_DIR=gs://b/it's a run/compile_cache",
+        "UAE_START_TIMEOUT=600",  # seconds for nodes to come and to pull the image
+        "HF_TOKEN",
+    ]
     cloud.play(ended("Completed"))
     cloud.run("xpk.sh", *XPK, *RUN, HF_TOKEN="hf_secret")
     assert cloud.calls("xpk", "create")[0]["env"]["HF_TOKEN"] == "hf_secret"  # from which xpk fills it in
@@ -216,6 +260,42 @@ def test_pods_that_failed_are_named(cloud):
     assert done.returncode == 7
     assert "error: pod w1-slice-0-1 ended with exit code 7" in done.stderr and "slice-0-0 ended" not in done.stderr
     assert "workload w1 ended as Failed" in done.stderr
+
+
+def test_a_pod_with_an_error_of_its_own_is_told_from_those_that_lost_it(cloud):
+    out = f"w1-slice-0-0 {ABANDONED}\nw1-slice-0-1 1\nw1-slice-0-2 {STOPPED}"
+    cloud.play(ended("Failed"), {"tool": "kubectl", "words": ["pods"], "out": out, "code": 0})
+    assert cloud.run("xpk.sh", *XPK, *RUN).returncode == 1
+
+
+CONTAINER = """
+_sigterm() (kill -SIGTERM $! 2>/dev/null;);
+trap _sigterm SIGTERM;
+(export TPU_STDERR_LOG_LEVEL=0 && {command}) & PID=$!;
+while kill -0 $PID 2>/dev/null;
+    do sleep 1;
+done;
+wait $PID;
+exit $?
+"""  # as xpk 1.16 has a pod run the command, but for the seconds
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_pods_that_are_preempted_start_again_and_those_that_fail_do_not(cloud, told):
+    """xpk (get_restart_exit_codes): a pod that ends with 42 or 127 to 255 does, any other code ends the workload."""
+    cloud.play(ended("Completed"))
+    assert cloud.run("xpk.sh", *XPK, *RUN).returncode == 0
+    argv = cloud.calls("xpk", "create")[0]["argv"]
+    command = argv[argv.index("--command") + 1].replace("/uae_jax", shlex.quote(str(cloud.root)), 1)
+    cloud.install()
+    cloud.play({"tool": "uae", "sleep": 600, "on_term": STOPPED} if told else {"tool": "uae", "code": 1})
+    script = CONTAINER.format(command=command)
+    pod = subprocess.Popen(["bash", "-c", script], env=cloud.environment())
+    cloud.wait_for("uae")
+    if told:
+        pod.send_signal(signal.SIGTERM)
+    assert (pod.wait(timeout=120) in (42, *range(127, 256))) == told
+    assert bool(cloud.calls("SIGTERM", "uae")) == told  # it reaches `uae`, which saves
 
 
 def test_an_interrupt_leaves_the_workload_and_says_so(cloud):

@@ -239,6 +239,21 @@ def test_the_hub_is_asked_about_the_licence(cloud, answer, code, said):
     assert bool(cloud.calls("sbatch")) == (code == 0)
 
 
+@pytest.mark.parametrize("line", ["from configs import sizes", "import sizes", "from configs.sizes import PUBLISHED"])
+def test_gated_weights_of_an_imported_file_want_a_token(cloud, line):
+    """As configs/pretrain.py has its judges from configs/sizes.py; only an environment says which it takes."""
+    (cloud.root / "configs/sizes.py").write_text("from configs.tiny import common, words\n")
+    (cloud.root / "configs/tiny").mkdir()
+    (cloud.root / "configs/tiny/words.py").write_text(f'JUDGES = ("{GATED}",)\n')
+    (cloud.root / "configs/other.py").write_text('ANOTHER = "facebook/dinov3-vitl16"\n')
+    (cloud.root / CONFIG).write_text(f"import json\n{line}\n")
+    done = cloud.run("tpu_vm.sh", *TPU, *RUN)
+    assert done.returncode == 1 and f"names {GATED}, whose weights are gated" in done.stderr and not cloud.calls()
+    assert "if this run reads none of them, have an environment say so: launch/local.sh" in done.stderr
+    cloud.play({"tool": "curl", "out": "200", "code": 0}, {"tool": "gcloud", "out": "READY", "code": 0})
+    assert cloud.run("tpu_vm.sh", *TPU, *RUN, HF_TOKEN="x").returncode == 0 and len(cloud.calls("curl")) == 1
+
+
 def test_nobody_is_asked_offline(cloud):
     cloud.install()
     done = cloud.run("slurm.sh", *RUN, f"--config.model={GATED}", HF_HUB_OFFLINE="1")
@@ -249,9 +264,8 @@ def test_an_environment_reads_the_whole_configuration(cloud):
     python = cloud.folder / "venv/bin/python"
     python.parent.mkdir(parents=True)
     cloud.write_standin(python)
-    cloud.play(
-        {"tool": "python", "out": f'{{"model": "{GATED}"}}', "code": 0, "times": 1}, {"tool": "python", "code": 2}
-    )
+    printed = {"tool": "python", "words": ["--print-config"], "code": 0, "times": 1}
+    cloud.play(printed | {"out": f'{{"model": "{GATED}"}}'}, printed | {"code": 2})
     done = cloud.run("tpu_vm.sh", *TPU, *RUN, UAE_VENV=str(cloud.folder / "venv"))
     assert done.returncode == 1 and f"names {GATED}" in done.stderr and "hf auth login" in done.stderr
     read = cloud.calls("python")[0]["argv"]
@@ -269,6 +283,75 @@ def test_a_misspelt_setting_is_found_before_anything_is_rented(cloud):
         ["bash", LAUNCH / "tpu_vm.sh", *TPU, *run], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1 and "stepz" in done.stderr and not cloud.calls()
+
+
+def launched(cloud, script, *run, **variables):
+    """Called from this checkout, with the package itself to read the configuration."""
+    env = cloud.environment(UAE_VENV=sys.prefix, **variables)
+    command = ["bash", LAUNCH / script, *CALLS[script], *run]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_what_only_this_machine_has_is_found_before_anything_is_rented(cloud):
+    """models/ and data/ are ignored by git, so no worker gets them."""
+    full = "configs/understanding_for_gen.py:size=full,data=data/train,model=gs://b/m"
+    run = ("--workdir", "gs://b/x", "--config.data.limits.min_side=32")
+    hub = {"HF_TOKEN": "hf_x"}
+    cloud.play({"tool": "curl", "out": "200", "code": 0}, {"tool": "gcloud", "out": "READY", "code": 0})
+    for script in ("tpu_vm.sh", "xpk.sh"):
+        done = launched(cloud, script, "--config", full, *run, **hub)
+        assert done.returncode == 2 and not cloud.calls()
+        assert "settings.reward.1.model=models/longclip-l, data.sources.0.path=data/train;" in done.stderr
+        assert "wanted gs://BUCKET/FOLDER" in done.stderr
+    full = full.replace("data/train", "/mnt/shared/data")
+    run = (*run, "--config.settings.reward.1.model=gs://b/longclip", "--dry-run")
+    done = launched(cloud, "tpu_vm.sh", "--config", full, *run, **hub)
+    assert done.returncode == 0, done.stderr
+    assert "data.sources.0.path is /mnt/shared/data, which must be on the workers' own disks" in done.stderr
+
+
+def test_what_only_this_machine_has_is_told_from_names():
+    from launch import local_paths
+
+    settings = {"model": "models/UAE", "encoder_from": "Qwen/Qwen2.5-VL-3B-Instruct", "vae_from": "runs/vae/model"}
+    settings["reward"] = [{"model": name} for name in ("tiny/scorers/clip", "gs://b/x", "", "a/b/c")]
+    stage = {"settings": settings, "validation": None}
+    stage["data"] = {"sources": [{"path": path} for path in ("", "scenes", "tfds:coco", "a/b", "gs://b/{0..9}.tar")]}
+    assert list(local_paths.read(stage)) == [
+        ("settings.model", "models/UAE"),
+        ("settings.vae_from", "runs/vae/model"),
+        ("settings.reward.3.model", "a/b/c"),
+        ("data.sources.3.path", "a/b"),  # of data no name is the hub's
+    ]
+    for name in ("previous", "previous:seeing", "new:small", "tiny"):
+        assert not list(local_paths.read({"settings": {"model": name}}))
+
+
+def test_data_that_is_committed_is_there(cloud):
+    (cloud.root / "captions").mkdir()
+    (cloud.root / "captions/a.tar").write_text("")
+    line = f"source {shlex.quote(str(cloud.root / 'launch/common.sh'))}; is_copied "
+    for path, there in (("captions", True), ("./captions/a.tar", True), ("captions/{a,b}.tar", True), ("capt", False)):
+        done = subprocess.run(["bash", "-c", f"{line} '{path}'", "x"], env=cloud.environment())
+        assert (done.returncode == 0) == there, path
+
+
+@pytest.mark.parametrize(
+    ("more", "variables", "extras"),
+    [
+        ((), {}, ""),
+        (("--config.settings.model=gs://b/UAE",), {}, "gcs"),
+        ((), {"UAE_EXTRAS": "wandb"}, "wandb"),
+        (("--config.data.path=gs://b/d",), {"UAE_EXTRAS": "wandb"}, "wandb,gcs"),
+        (("--config.data.path=gs://b/d",), {"UAE_EXTRAS": "gcs,wandb"}, "gcs,wandb"),
+    ],
+)
+def test_what_reads_buckets_comes_where_anything_is_in_one(cloud, more, variables, extras):
+    run = ("--config", CONFIG, "--workdir", "/shared/run", *more, "--dry-run")
+    for script in ("slurm.sh", "gpu_nodes.sh"):
+        done = cloud.run(script, *CALLS[script], *run, **variables)
+        words = {word for line in done.stdout.splitlines() for word in shlex.split(line.replace("'", " "))}
+        assert [word for word in words if word.startswith("UAE_EXTRAS=")] == [f"UAE_EXTRAS={extras}"], done.stdout
 
 
 def test_words_come_back_as_they_went(cloud):

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tests.launch.conftest import CONFIG
+from uae_jax.errors import STOPPED
 
 VM = ("--name", "n1", "--zone", "z", "--project", "p", "--tpu-type", "v5p-16")
 WORKDIR = "gs://b/it's a run"
@@ -51,6 +52,51 @@ def test_every_word_reaches_every_worker(cloud):
     assert len(installs) == 2
     assert "left running, and billed until it is deleted: n1" in done.stderr
     assert not list((cloud.folder / "tmp").iterdir())  # staged files are gone
+
+
+def test_a_connection_that_dies_silently_is_noticed(cloud):
+    cloud.add_workers("0")
+    cloud.play(READY)
+    assert cloud.run("tpu_vm.sh", *VM, *RUN).returncode == 0
+    for call in cloud.calls("gcloud", "ssh"):
+        assert {"--ssh-flag=-oServerAliveInterval=30", "--ssh-flag=-oServerAliveCountMax=4"} <= set(call["argv"])
+
+
+KEY = {"tool": "ssh-keygen", "out": "3072 SHA256:abc me@here (RSA)", "code": 0}
+HELD = {"tool": "ssh-add", "out": "256 SHA256:xyz other (ED25519)\n3072 SHA256:abc me@here (RSA)", "code": 0}
+EMPTY = {"tool": "ssh-add", "out": "The agent has no identities.", "code": 1}
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_queued.sh"])
+@pytest.mark.parametrize(
+    ("plays", "said"),
+    [
+        ((KEY, EMPTY), "does not hold gcloud's key, without which gcloud does not reach several workers: ssh-add"),
+        ((KEY, HELD | {"out": "256 SHA256:xyz other"}), "does not hold gcloud's key"),
+        ((KEY | {"out": "", "code": 255}, HELD), "no key yet: ssh-keygen -t rsa -f ~/.ssh/google_compute_engine"),
+    ],
+)
+def test_an_agent_without_gclouds_key_is_told_before_anything_is_made(cloud, script, plays, said):
+    """gcloud: "SSH Key is not present in the SSH agent", where there are several workers."""
+    cloud.play(*plays)
+    done = cloud.run(script, *VM, *RUN, SSH_AUTH_SOCK="/tmp/agent")
+    assert done.returncode == 1 and said in done.stderr and not cloud.calls("gcloud")
+
+
+@pytest.mark.parametrize(
+    ("agent", "kind", "plays"),
+    [
+        ("/tmp/agent", "v5p-16", (KEY, HELD)),
+        ("/tmp/agent", "v5p-8", (KEY, EMPTY)),  # one worker
+        ("/tmp/gone", "v5p-16", (KEY, EMPTY | {"code": 2})),  # nobody answers at that address
+        ("", "v5p-16", (KEY, EMPTY)),
+    ],
+)
+def test_other_agents_are_no_obstacle(cloud, agent, kind, plays):
+    cloud.add_workers("0")
+    cloud.play(*plays, READY)
+    done = cloud.run("tpu_vm.sh", *VM[:-1], kind, *RUN, SSH_AUTH_SOCK=agent)
+    assert done.returncode == 0, done.stderr
 
 
 def test_prints_of_workers_carry_their_number(cloud):
@@ -103,8 +149,8 @@ def test_a_worker_whose_python_is_too_old_gets_another(cloud):
 
 def test_a_preempted_vm_is_made_again_and_runs_the_same_command(cloud):
     cloud.add_workers("0", "1")
-    # Told to stop, workers save and end with 1 while the VM still says READY.
-    told = {"tool": "uae", "code": 1, "times": 2}
+    # Told to stop, workers save and end while the VM still says READY.
+    told = {"tool": "uae", "code": STOPPED, "times": 2}
     cloud.play(told, once(ABSENT), once(READY), PREEMPTED | {"times": 2}, ABSENT)
     done = cloud.run("tpu_vm.sh", *VM, *RUN, "--spot")
     assert done.returncode == 0, done.stderr
@@ -112,19 +158,21 @@ def test_a_preempted_vm_is_made_again_and_runs_the_same_command(cloud):
     assert all("--spot" in call["argv"] for call in cloud.calls("gcloud", "create"))
     assert [call["argv"] for call in cloud.calls("uae")] == [TRAINED] * 4
     assert "n1 is PREEMPTED" in done.stderr and "restart 1 of at most 20" in done.stderr
-    assert "ended with exit code 1" not in done.stderr  # not an error of the run
+    assert "was told to stop" not in done.stderr  # not an error of the run
 
 
 def test_capacity_that_comes_back_later_is_waited_for(cloud):
     cloud.add_workers("0")
-    told = {"tool": "uae", "code": 1, "times": 1}
+    told = {"tool": "uae", "code": STOPPED, "times": 1}
     none_free = {"tool": "gcloud", "words": ["create"], "code": 1, "err": "no more capacity"}
     created = {"tool": "gcloud", "words": ["create"], "code": 0}
-    cloud.play(told, once(ABSENT), PREEMPTED | {"times": 2}, ABSENT, once(created), none_free | {"times": 2})
-    done = cloud.run("tpu_vm.sh", *VM, *RUN)
+    cloud.play(told, once(ABSENT), PREEMPTED | {"times": 2}, ABSENT, once(created), none_free | {"times": 3})
+    done = cloud.run("tpu_vm.sh", *VM, *RUN, "--restarts", "1", RETRY_SECONDS="1", ASK_SECONDS="2")
     assert done.returncode == 0, done.stderr
-    assert verbs(cloud).count("create") == 4
-    assert "restart 3 of at most 20" in done.stderr
+    assert verbs(cloud).count("create") == 5
+    assert "restart 1 of at most 1" in done.stderr  # what was not there was not taken away
+    waits = [line.rpartition(" again ")[2] for line in done.stderr.splitlines() if "no worker could" in line]
+    assert waits == [f"in {seconds} s (retry {number} of at most 100)" for number, seconds in ((1, 1), (2, 2), (3, 2))]
 
 
 def test_gives_up_after_as_many_restarts_as_asked(cloud):
@@ -140,6 +188,10 @@ def test_gives_up_after_as_many_restarts_as_asked(cloud):
         PREEMPTED | {"times": 2},
         ABSENT,
     )
+    done = cloud.run("tpu_vm.sh", *VM, *RUN, "--retries", "2")
+    assert done.returncode == 1 and verbs(cloud).count("create") == 1 + 3
+    assert "no worker could be had or reached in 3 tries, see above; --retries N allows more" in done.stderr
+    cloud.play({"tool": "uae", "code": STOPPED}, once(READY), *[PREEMPTED | {"times": 2}, once(ABSENT)] * 3)
     done = cloud.run("tpu_vm.sh", *VM, *RUN, "--restarts", "2")
     assert done.returncode == 1
     assert "taken away once more after 2 restarts" in done.stderr
@@ -167,7 +219,7 @@ def test_a_broken_connection_is_taken_up_again_and_the_run_goes_on(cloud):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_the_vm_and_says_so(cloud, number):
     homes = cloud.add_workers("0")
-    cloud.play({"tool": "uae", "sleep": 600, "out": "step 1"}, READY)
+    cloud.play({"tool": "uae", "sleep": 600, "out": "step 1", "on_term": STOPPED}, READY)
     process = cloud.start("tpu_vm.sh", *VM, *RUN)
     trained = cloud.wait_for("uae")
     process.send_signal(number)
@@ -190,7 +242,8 @@ def test_an_interrupt_leaves_the_vm_and_says_so(cloud, number):
     stop = {"PATH": cloud.environment()["PATH"], "HOME": str(homes["0"]), "STANDIN": str(cloud.state)}
     stopped = subprocess.run(["bash", "uae_jax/launch/worker.sh", "stop"], cwd=homes["0"], env=stop, timeout=120)
     assert stopped.returncode == 0 and cloud.calls("SIGTERM", "uae")  # asked, so that it saves
-    assert again.wait(timeout=120) == 1 and len(cloud.calls("uae")) == 2  # the run, and its SIGTERM
+    assert again.wait(timeout=120) == STOPPED and len(cloud.calls("uae")) == 2  # the run, and its SIGTERM
+    assert "worker 0: run was told to stop, and saved" in (cloud.folder / "again").read_text()
 
 
 def test_an_interrupt_deletes_where_it_was_asked_to(cloud):
@@ -252,7 +305,7 @@ def test_the_queue_is_waited_for(cloud):
 
 def test_a_suspended_resource_is_asked_for_again(cloud):
     cloud.add_workers("0")
-    told = {"tool": "uae", "code": 1, "times": 1}
+    told = {"tool": "uae", "code": STOPPED, "times": 1}
     cloud.play(told, queued("ACTIVE"), queued("SUSPENDED", 2), NOT_QUEUED, queued("ACTIVE", 99), READY)
     done = cloud.run("tpu_queued.sh", *VM, *RUN)
     assert done.returncode == 0, done.stderr
@@ -312,13 +365,13 @@ def test_a_vm_of_unknown_state_is_not_deleted(cloud, script, delete):
 
 
 def test_a_connection_that_stays_broken_deletes_nothing(cloud):
-    """The run may go on: neither a copy that fails nor too many restarts tell how it stands."""
+    """The run may go on: neither a copy that fails nor too many tries tell how it stands."""
     cloud.add_workers("0")
     broken = {"words": ["ssh", "worker.sh run"], "out": "[worker 0] step 1", "code": 255, "times": 1}
     cloud.play(broken, {"words": ["scp"], "times": 1}, {"words": ["scp"], "code": 255}, READY)
-    done = cloud.run("tpu_vm.sh", *VM, *RUN, "--delete-after", "--restarts", "2")
+    done = cloud.run("tpu_vm.sh", *VM, *RUN, "--delete-after", "--retries", "1")
     assert done.returncode == 1 and "delete" not in verbs(cloud)
-    assert "after 2 restarts" in done.stderr and "perhaps left running" in done.stderr
+    assert "in 2 tries, see above" in done.stderr and "perhaps left running" in done.stderr
 
 
 def test_a_queue_that_does_not_answer_for_a_moment_is_waited_in(cloud):

@@ -7,9 +7,11 @@ import threading
 import jax
 import pytest
 
-from uae_jax.errors import RunError
+from uae_jax import cli
+from uae_jax.errors import ABANDONED, FAILED, STOPPED, RunError
 from uae_jax.parallel import processes, roll_call
 from uae_jax.parallel.processes import Place
+from uae_jax.training.loop import Stopped
 
 BY_HAND = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 SLURM = {
@@ -88,6 +90,34 @@ def test_what_is_not_enough_is_refused(environment, changes, message):
 def test_alone_values_stay_what_they_are():
     assert processes.gather({"a": 1}) == [{"a": 1}]
     assert processes.from_main([1, 2]) == [1, 2]
+
+
+ENDS = [
+    (Stopped("stopped at step 2, saved"), STOPPED),
+    (RunError("the loss is no number"), FAILED),
+    (ValueError("no such setting"), FAILED),
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3 GiB"), FAILED),
+    (jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllReduce failed: Connection closed by peer"), ABANDONED),
+]
+
+
+@pytest.mark.parametrize(("error", "code"), ENDS)
+def test_who_goes_alone_ends_with_the_code_of_its_reason(error, code):
+    assert processes._exit_code(error) == code
+
+
+@pytest.mark.parametrize(("error", "code"), ENDS[:-1])
+def test_the_command_ends_with_the_code_of_its_reason(monkeypatch, error, code):
+    def run(args):
+        raise error
+
+    monkeypatch.setattr(cli, "_train", lambda name: run)
+    assert cli.main(["train", "--config", "x", "--workdir", "y"]) == code
+
+
+def test_what_clusters_start_again_is_what_is_no_failure():
+    """xpk's rule: exit codes 127 to 255 start again, as those of signals, which shells put at 128 and more."""
+    assert STOPPED == 128 + 15 and FAILED < 127 < ABANDONED < 255  # 255 is ssh's own
 
 
 def call(*places, timeout=3.0, other=b""):

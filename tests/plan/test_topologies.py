@@ -30,6 +30,8 @@ def test_slices_of_the_vendors_lists(name):
     ("name", "said"),
     [
         ("v5q:4x4x4", "nearest chip is 'v5"),
+        ("h100:0", "holds no chip, wanted numbers from 1"),
+        ("v5p:4x0x4", "holds no chip, wanted numbers from 1"),
         ("v5p", "as in v5p:4x4x4"),
         ("v5p:4x4", "laid out like v5p:4x4x4"),
         ("v6e:2xfour", "as in v6e:4x4"),
@@ -42,6 +44,24 @@ def test_slices_of_the_vendors_lists(name):
     ],
 )
 def test_what_there_is_none_of_is_refused_with_a_remedy(name, said):
+    with pytest.raises(ValueError, match=said):
+        topologies.parse(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        # v4 and v5p: two cores a chip. cloud.google.com/tpu/docs: v5p-64 has 32 chips, 2x4x4.
+        ("v5p-64", "64 cores, which are 32 chips; wanted v5p:2x4x4"),
+        ("v5p-8", "wanted v5p:2x2x1"),
+        ("v4-128", "64 chips; wanted v4:4x4x4"),
+        ("v5p-1024", "wanted v5p:8x8x8"),
+        ("v5litepod-16", "this one of 16 chips; wanted v5e:4x4"),
+        ("V6e-8", "wanted v6e:2x4"),
+        ("v5p-40", "no such slice; the nearest is v5p:2x2x4"),  # 20 chips; 16 are nearest
+    ],
+)
+def test_names_of_gcloud_are_translated(name, said):
     with pytest.raises(ValueError, match=said):
         topologies.parse(name)
 

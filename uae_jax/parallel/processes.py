@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from uae_jax.errors import RunError
+from uae_jax.errors import ABANDONED, FAILED, RunError
 from uae_jax.parallel import roll_call
 
 SWITCH = "UAE_DISTRIBUTED"
@@ -143,7 +143,11 @@ def start() -> None:
     timeout = float(os.environ.get(TIMEOUT) or START_SECONDS)
     here = place(timeout=timeout)
     if here is not None:
-        roll_call.answer(here.address, here.index, here.count, timeout)
+        try:
+            roll_call.answer(here.address, here.index, here.count, timeout)
+        except RunError as error:
+            error.exit_code = ABANDONED  # by others, who may come when all are started again
+            raise
         jax.distributed.initialize(
             here.address,
             here.count,
@@ -208,7 +212,9 @@ def together() -> Iterator[None]:
 def _part(error: BaseException) -> None:
     client = _client()
     host = socket.gethostname()
-    word = {"host": host, "time": time.time(), "error": f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"}
+    code = _exit_code(error)
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+    word = {"host": host, "time": time.time(), "error": said, "code": code}
     me, count = jax.process_index(), jax.process_count()
     try:
         client.key_value_set(f"{_WORDS}{me}", json.dumps(word))
@@ -234,7 +240,17 @@ def _part(error: BaseException) -> None:
         )
     if me == 0:
         time.sleep(2.0)  # the others ask this one for the words
-    atexit.register(_leave)  # registered last, so it comes before JAX's own, which waits for all
+    if code == ABANDONED and any(words[each]["code"] == FAILED for each in words):
+        code = FAILED  # as another did, whose error ended this one
+    atexit.register(_leave, code)  # registered last, so it comes before JAX's own, which waits for all
+
+
+def _exit_code(error: BaseException) -> int:
+    """Of a process that cannot wait for the others: whether they are gone shows in what was to be done with them."""
+    if isinstance(error, RunError):
+        return error.exit_code
+    by_others = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+    return ABANDONED if by_others else FAILED
 
 
 def _words(client: Any) -> dict[int, dict[str, Any]]:
@@ -246,10 +262,10 @@ def _words(client: Any) -> dict[int, dict[str, Any]]:
     return {int(key.rpartition("/")[2]): json.loads(value) for key, value in found}
 
 
-def _leave() -> None:
+def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)
 
 
 def _client() -> Any:

@@ -46,6 +46,7 @@ class Chip:
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))  # all slices of v5e and v6e
 _SMALL = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))  # of v4 and v5p; larger ones have sides in multiples of four
 _CUBE = 4
+_BY_GCLOUD = re.compile(r"(v4|v5p|v5litepod|v5e|v6e)-(\d+)")  # v4 and v5p by cores, two a chip; the others by chips
 
 _MEGACORE = (("chip_config_name", "megacore"), ("chips_per_host_bounds", (2, 2, 1)))  # else v4 shows two devices a chip
 
@@ -91,9 +92,12 @@ def parse(name: str) -> Topology:
     """Reads a topology's name.
 
     Raises:
-      ValueError: on an unknown chip, with the nearest, or a shape that chip is not joined in.
+      ValueError: on an unknown chip, with the nearest, a shape that chip is not joined in, or gcloud's name of a slice,
+        with the one that is wanted here.
     """
     kind, colon, rest = name.strip().lower().partition(":")
+    if by_gcloud := _BY_GCLOUD.fullmatch(kind):
+        raise ValueError(f"topology {name!r}: {_translated(by_gcloud[1], int(by_gcloud[2]))}")
     if kind not in CHIPS:
         near = difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.0)[0]
         raise ValueError(f"topology {name!r}: the nearest chip is {near!r}; all: {', '.join(CHIPS)}")
@@ -102,7 +106,9 @@ def parse(name: str) -> Topology:
     if not colon or not re.fullmatch(r"\d+(x\d+)*", rest):
         raise ValueError(f"topology {name!r}: wanted chips behind a colon, as in {kind}:{example}")
     shape = tuple(int(side) for side in rest.split("x"))
-    if len(shape) != max(chip.axes, 1) or min(shape) < 1:
+    if min(shape) < 1:
+        raise ValueError(f"topology {name!r}: holds no chip, wanted numbers from 1, as in {kind}:{example}")
+    if len(shape) != max(chip.axes, 1):
         raise ValueError(f"topology {name!r}: {kind} is laid out like {kind}:{example}, got {len(shape)} sides")
     if chip.node and shape[0] > chip.node and shape[0] % chip.node:
         raise ValueError(f"topology {name!r}: wanted at most {chip.node} chips, or whole nodes of {chip.node}")
@@ -121,11 +127,7 @@ def _exists(shape: tuple[int, ...]) -> bool:
 
 def _nearest(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
     """The two slices nearest to a shape, fewer chips first: in the number of chips, then in their sides."""
-    known = list(_FLAT)
-    if len(shape) == 3:
-        most = max(-(-max(shape) // _CUBE) * _CUBE, _CUBE)
-        sides = range(_CUBE, most + 1, _CUBE)
-        known = [*_SMALL, *itertools.combinations_with_replacement(sides, 3)]
+    known = _known(len(shape), max(shape))
     wanted, ordered = math.prod(shape), sorted(shape)
 
     def distance(other: tuple[int, ...]) -> tuple[int, int]:
@@ -133,3 +135,21 @@ def _nearest(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
         return abs(math.prod(other) - wanted), apart
 
     return sorted(sorted(known, key=distance)[:2], key=math.prod)
+
+
+def _known(axes: int, side: int) -> list[tuple[int, ...]]:
+    """All slices of so many axes, none of much longer sides."""
+    if axes == 2:
+        return list(_FLAT)
+    sides = range(_CUBE, max(-(-side // _CUBE), 1) * _CUBE + 1, _CUBE)
+    return [*_SMALL, *itertools.combinations_with_replacement(sides, 3)]
+
+
+def _translated(kind: str, number: int) -> str:
+    """What gcloud means by a slice of that name, and how it is called here; of several shapes the roundest."""
+    chip = CHIPS["v5e" if kind == "v5litepod" else kind]
+    cores = 2 if chip.axes == 3 else 1
+    counted = f"{number} cores, which are {number // cores} chips" if cores > 1 else f"{number} chips"
+    known = sorted(_known(chip.axes, 32), key=lambda shape: (abs(math.prod(shape) * cores - number), sum(shape)))
+    wanted = "wanted" if math.prod(known[0]) * cores == number else "there is no such slice; the nearest is"
+    return f"gcloud names slices so, this one of {counted}; {wanted} {chip.name}:{'x'.join(map(str, known[0]))}"

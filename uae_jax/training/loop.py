@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from uae_jax import paths
 from uae_jax.data.validity import Tally
-from uae_jax.errors import RunError
+from uae_jax.errors import STOPPED, RunError
 from uae_jax.parallel import global_arrays, processes
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.stages import registry
@@ -50,6 +50,8 @@ Tree = Any
 
 class Stopped(RunError):
     """The run was asked to stop; the same command goes on from its last checkpoint."""
+
+    exit_code = STOPPED
 
 
 def train(

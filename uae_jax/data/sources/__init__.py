@@ -5,6 +5,7 @@ import os
 
 from etils import epath
 
+from uae_jax import paths
 from uae_jax.data.config import MISSING, SourceConfig
 from uae_jax.data.records import Source
 from uae_jax.data.sources.base import SourceError
@@ -25,6 +26,11 @@ def open_source(config: SourceConfig) -> Source:
         raise SourceError(
             "no data is named: data=... is needed, as in --config configs/pretrain.py:size=full,data=photos"
         )
+    if config.path.startswith("gs:"):
+        try:
+            paths.as_path(config.path)
+        except ValueError as error:  # misspelt, or the library for buckets is not installed
+            raise SourceError(str(error)) from None
     kind = detect_kind(config.path) if config.kind == "auto" else config.kind
     if config.path and "://" not in config.path:
         config = dataclasses.replace(config, path=os.path.expanduser(config.path))
