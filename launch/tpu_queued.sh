@@ -31,6 +31,7 @@ parse_arguments "$@"
 need_tpu_settings
 check_config copied
 check_tpu_workdir
+check_agent
 check_weights elsewhere
 deletion=("${tpu[@]}" queued-resources delete "$NAME" --force "${place[@]}")
 # shellcheck disable=SC2034

@@ -30,6 +30,7 @@ parse_arguments "$@"
 need_tpu_settings
 check_config copied
 check_tpu_workdir
+check_agent
 check_weights elsewhere
 deletion=("${tpu[@]}" tpu-vm delete "$NAME" "${place[@]}")
 # shellcheck disable=SC2034

@@ -32,6 +32,20 @@ check_tpu_workdir() {
   fi
 }
 
+# Where an ssh agent runs, gcloud reaches several workers only if that holds its key, and says so once they are rented.
+check_agent() {
+  local key=${HOME:-}/.ssh/google_compute_engine held code=0 print=""
+  [[ -n "${SSH_AUTH_SOCK:-}" && "$TPU_TYPE" =~ -([0-9]+)$ ]] && ((!dry_run)) || return 0
+  ((BASH_REMATCH[1] > 8)) || return 0 # of all types up to 8 are one host
+  held=$(ssh-add -l 2>/dev/null) || code=$?
+  ((code < 2)) || return 0 # no agent answers there
+  read -r _ print _ < <(ssh-keygen -lf "$key" 2>/dev/null) || true
+  [[ -n "$print" ]] || fail 1 "an ssh agent runs, and gcloud reaches several workers only with its key in that; there is" \
+    "no key yet: ssh-keygen -t rsa -f ~/.ssh/google_compute_engine, then ssh-add ~/.ssh/google_compute_engine"
+  [[ "$held" == *"$print"* ]] || fail 1 "an ssh agent runs that does not hold gcloud's key, without which gcloud does not" \
+    "reach several workers: ssh-add ~/.ssh/google_compute_engine"
+}
+
 # ask KIND FIELD: sets `answer` to a field of the VM or queued resource NAME, "" where there is none of that name.
 ask() {
   inquire "${tpu[@]}" "$1" describe "$NAME" "--format=value($2)" "${place[@]}"
@@ -47,9 +61,11 @@ prepare_workers() {
   on_workers "$(unpack_line tpu)"
 }
 
+# A connection that dies silently is noticed within 2 minutes: else nothing would be printed, or made again, any more.
 on_workers() {
   local code=0
-  run_logged "${tpu[@]}" tpu-vm ssh "$NAME" --worker=all "${place[@]}" --command "$1" || code=$?
+  run_logged "${tpu[@]}" tpu-vm ssh "$NAME" --worker=all "${place[@]}" --ssh-flag=-oServerAliveInterval=30 \
+    --ssh-flag=-oServerAliveCountMax=4 --command "$1" || code=$?
   ((code)) || ((dry_run)) || [[ -z "$(verdicts)" ]] || code=1
   return "$code"
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CLOUD = ("gcloud", "kubectl", "xpk", "docker", "srun", "sbatch", "scontrol", "ssh", "scp", "curl")
+CLOUD = "gcloud kubectl xpk docker srun sbatch scontrol ssh scp ssh-add ssh-keygen curl"
 ORDINARY = """
 awk basename bash cat chmod cksum cp date dirname du env find flock git grep gzip head hostname ls mkdir mktemp mv pgrep
 ps rm sed seq setsid sh sleep sort tail tar tee touch tr true uname wc xargs
@@ -41,7 +41,7 @@ class Cloud:
         self.bin, self.tools, self.state = folder / "bin", folder / "tools", folder / "standin"
         for made in (self.bin, self.tools, self.state / "workers", folder / "home", folder / "tmp"):
             made.mkdir(parents=True)
-        for name in CLOUD:
+        for name in CLOUD.split():
             self.write_standin(self.bin / name)
         for name in ORDINARY.split():
             if found := shutil.which(name):

@@ -54,6 +54,51 @@ def test_every_word_reaches_every_worker(cloud):
     assert not list((cloud.folder / "tmp").iterdir())  # staged files are gone
 
 
+def test_a_connection_that_dies_silently_is_noticed(cloud):
+    cloud.add_workers("0")
+    cloud.play(READY)
+    assert cloud.run("tpu_vm.sh", *VM, *RUN).returncode == 0
+    for call in cloud.calls("gcloud", "ssh"):
+        assert {"--ssh-flag=-oServerAliveInterval=30", "--ssh-flag=-oServerAliveCountMax=4"} <= set(call["argv"])
+
+
+KEY = {"tool": "ssh-keygen", "out": "3072 SHA256:abc me@here (RSA)", "code": 0}
+HELD = {"tool": "ssh-add", "out": "256 SHA256:xyz other (ED25519)\n3072 SHA256:abc me@here (RSA)", "code": 0}
+EMPTY = {"tool": "ssh-add", "out": "The agent has no identities.", "code": 1}
+
+
+@pytest.mark.parametrize("script", ["tpu_vm.sh", "tpu_queued.sh"])
+@pytest.mark.parametrize(
+    ("plays", "said"),
+    [
+        ((KEY, EMPTY), "does not hold gcloud's key, without which gcloud does not reach several workers: ssh-add"),
+        ((KEY, HELD | {"out": "256 SHA256:xyz other"}), "does not hold gcloud's key"),
+        ((KEY | {"out": "", "code": 255}, HELD), "no key yet: ssh-keygen -t rsa -f ~/.ssh/google_compute_engine"),
+    ],
+)
+def test_an_agent_without_gclouds_key_is_told_before_anything_is_made(cloud, script, plays, said):
+    """gcloud: "SSH Key is not present in the SSH agent", where there are several workers."""
+    cloud.play(*plays)
+    done = cloud.run(script, *VM, *RUN, SSH_AUTH_SOCK="/tmp/agent")
+    assert done.returncode == 1 and said in done.stderr and not cloud.calls("gcloud")
+
+
+@pytest.mark.parametrize(
+    ("agent", "kind", "plays"),
+    [
+        ("/tmp/agent", "v5p-16", (KEY, HELD)),
+        ("/tmp/agent", "v5p-8", (KEY, EMPTY)),  # one worker
+        ("/tmp/gone", "v5p-16", (KEY, EMPTY | {"code": 2})),  # nobody answers at that address
+        ("", "v5p-16", (KEY, EMPTY)),
+    ],
+)
+def test_other_agents_are_no_obstacle(cloud, agent, kind, plays):
+    cloud.add_workers("0")
+    cloud.play(*plays, READY)
+    done = cloud.run("tpu_vm.sh", *VM[:-1], kind, *RUN, SSH_AUTH_SOCK=agent)
+    assert done.returncode == 0, done.stderr
+
+
 def test_prints_of_workers_carry_their_number(cloud):
     cloud.add_workers("0", "1")
     cloud.play(
