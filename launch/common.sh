@@ -429,7 +429,9 @@ check_licence() {
   case "$answer" in
     200) ;;
     401) fail 1 "$token_name is not valid (asked about $1); make one at https://huggingface.co/settings/tokens" ;;
-    403) fail 1 "$token_name may not read $1: accept the licence at https://huggingface.co/$1 with the token's account" ;;
+    403)
+      fail 1 "$token_name may not read $1: accept the licence at https://huggingface.co/$1 with the token's account$2"
+      ;;
     404) fail 1 "$1: no such repository on the Hugging Face hub" ;;
     *) say "warning: $hub did not say whether $token_name may read $1 (answer: ${answer:-none})" ;;
   esac
