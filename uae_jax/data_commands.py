@@ -13,7 +13,7 @@ from PIL import Image
 from uae_jax import commands
 from uae_jax.commands import WINDOW, WINDOW_PIXELS, Report
 from uae_jax.data import contact_sheet
-from uae_jax.data.caption_files import CaptionWriter, JsonLines, TextFiles
+from uae_jax.data.caption_files import CaptionWriter, JsonLines, TextFiles, refuse_one_text_for_two
 from uae_jax.data.config import DataConfig, SourceConfig
 from uae_jax.data.images import ImageError, open_image
 from uae_jax.data.inspect import CountTokens, Inspection, to_text
@@ -108,6 +108,8 @@ def caption(args: argparse.Namespace) -> int:
             print(f"uae: {len(files) - len(waiting)} of {len(files)} have their captions", file=sys.stderr)
         if not waiting:
             return 0
+        if args.txt:
+            refuse_one_text_for_two(waiting)
         uae = commands.load(args, scorers={})
         with Report("captioned", len(waiting)) as report:
             for first, window in _windows(files, writer, report):

@@ -7,6 +7,7 @@ beside its image, which makes the folder a folder source.
 import fcntl
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -123,11 +124,28 @@ class TextFiles:
 
     def has(self, image: Path) -> bool:
         """Whether an image has a text."""
-        return image.with_suffix(".txt").exists()
+        return _text_of(image).exists()
 
     def write(self, image: Path, caption: str) -> None:
         """Writes a text."""
-        write_whole(image.with_suffix(".txt"), caption + "\n")
+        write_whole(_text_of(image), caption + "\n")
+
+
+def refuse_one_text_for_two(images: Iterable[Path]) -> None:
+    """Raises `ValueError` where two images, as a.jpg and a.png, would have the same `.txt`: one caption would go."""
+    first: dict[Path, Path] = {}
+    for image in images:
+        text = _text_of(image)
+        if text in first:
+            raise ValueError(
+                f"{first[text]} and {image}: captions of both would be {text.name}; rename one, or leave out --txt, "
+                "which writes JSON lines"
+            )
+        first[text] = image
+
+
+def _text_of(image: Path) -> Path:
+    return image.with_suffix(".txt")
 
 
 def same_settings(beside: Path, settings: dict[str, Any], told: str, fresh: bool) -> None:
