@@ -277,9 +277,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
     [
         (KeyboardInterrupt(), "uae: interrupted"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 1 GB"), "uae: error: out of memory; a lower"),
+        (RuntimeError("INTERNAL: Out of memory allocating 9 bytes."), "uae: error: out of memory; a lower --memory-gb"),
         (MemoryError(), "uae: error: out of memory; a lower --memory-gb"),
     ],
-    ids=["interrupt", "device memory", "host memory"],
+    ids=["interrupt", "device memory", "memory of a CPU device", "host memory"],
 )
 def test_what_was_finished_stays_when_it_breaks_off(run, photos, tmp_path, small_uae, monkeypatch, error, message):
     usual = UAE.iter_reconstructions
@@ -351,6 +352,8 @@ def test_a_missing_model_is_told_in_one_line(photos, capsys):
         (["generate", "x", "--size", "64x"], "--size is '64x'"),
         (["generate", "x", "--guidance", "nan"], "guidance is nan"),
         (["generate", "x", " "], "prompt 2 is empty, wanted what to paint"),
+        (["reconstruct", "{photos}", "--temperature", "nan"], "--temperature is nan, wanted a number"),
+        (["reconstruct", "{photos}", "--repetition-penalty", "inf"], "--repetition-penalty is inf"),
     ],
 )
 def test_bad_settings_are_refused_before_the_model_is_loaded(no_model, photos, tmp_path, capsys, args, message):
@@ -368,6 +371,8 @@ def test_bad_settings_are_refused_before_the_model_is_loaded(no_model, photos, t
         (["reconstruct", "{photos}", "--output", "{tmp}/o", "--size", "62x64"], "size is 62x64, wanted sides in"),
         (["generate", "x", "--output", "{photos}/a.png/o"], "a.png/o: cannot be made (Not a directory)"),
         (["caption", "none.png"], "none.png: no such file; wanted images"),
+        # The tiny encoder has 2048 positions; each of these words is a token at least.
+        (["generate", "x", " box" * 2100, "--output", "{tmp}/o"], "tokens, wanted at most the encoder's 2048"),
     ],
 )
 def test_what_the_model_or_the_disk_refuses_is_told_before_loading(no_model, photos, tmp_path, capsys, args, message):
@@ -411,6 +416,7 @@ def test_a_size_that_the_model_cannot_paint_is_told_in_one_line(run, tmp_path):
         ["caption", "a.png", "--model", "m", "--no-such-option"],
         ["caption", "a.png", "--memory-gb", "-1"],
         ["caption", "a.png", "--memory-gb", "nan"],
+        ["caption", "a.png", "--seed", "99999999999999999999999"],
         ["reconstruct", "a.png", "--output", "o", "--model", "m", "--scorer", "clip"],
         ["reconstruct", "a.png", "--output", "o", "--model", "m", "--interface", "hidden"],
         ["paint"],

@@ -13,7 +13,7 @@ from uae_jax.bench.cli import add_bench
 from uae_jax.errors import RunError
 
 # What helps where memory runs out.
-SERVING_ADVICE = "a lower --memory-gb makes smaller batches, a lower --size smaller images"
+SERVING_ADVICE = "a lower --memory-gb makes smaller batches, a lower --size smaller images; long prompts take room, too"
 TRAINING_ADVICE = (
     "a higher `accumulate` makes smaller micro-batches, a lower `settings.paint.memory_gb` fewer paintings at a time, "
     '`remat="full"` of a tower keeps less of each; `uae plan` tells beforehand what fits'
@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and not hasattr(args, "overrides"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.overrides = rest
+    if not -(2**63) <= getattr(args, "seed", 0) < 2**63:
+        parser.error(f"argument --seed: is {args.seed}, wanted a number of at most 63 bits")
     if args.run is None:
         parser.print_help(sys.stderr)
         return 2
@@ -41,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunError as error:  # its lines may make a table
         reason = str(error)
     except (MemoryError, RuntimeError) as error:  # on the host, or as JAX puts it
-        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+        signs = ("RESOURCE_EXHAUSTED", "Out of memory")  # the latter alone where the host's runs out
+        if not (isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)):
             raise
         reason = f"out of memory; {args.memory_advice}"
     print(f"uae: error: {reason}", file=sys.stderr)
