@@ -1,5 +1,6 @@
 """The commands on a small checkpoint: what goes to stdout and stderr, exit codes, and what is never lost."""
 
+import errno
 import json
 import os
 import subprocess
@@ -307,6 +308,21 @@ def test_out_of_memory_advises_flags_that_the_command_has(tmp_path, capsys, monk
     told = last(capsys.readouterr().err)
     assert told.startswith("uae: error: out of memory; a higher `accumulate`")
     assert "--memory-gb" not in told
+
+
+def test_a_full_disk_is_told_with_the_file_and_the_remedy(tmp_path, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("uae_jax.training.command.train", lambda args: commands.save(Image.new("RGB", (1, 1)), file))
+    monkeypatch.setattr(Image.Image, "save", full)
+    file = tmp_path / "a.png"
+    train = ["train", "--config", "configs/pretrain.py", "--workdir", str(tmp_path)]
+    assert cli.main(train) == 1
+    assert last(capsys.readouterr().err) == f"uae: error: {file}: No space left on device; make room"
+    monkeypatch.setattr("uae_jax.training.command.train", full)
+    assert cli.main(train) == 1
+    assert last(capsys.readouterr().err) == "uae: error: No space left on device; make room"
 
 
 def test_a_bug_is_not_told_in_one_line(run, photos, small_uae, monkeypatch):

@@ -4,6 +4,7 @@ Results go to stdout, progress and errors to stderr. Exit codes: 0 done, 1 faile
 """
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
@@ -38,8 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("uae: interrupted", file=sys.stderr)
         return 1
     except (ValueError, OSError) as error:  # bad input or bad files, told in one line; anything else is a bug
-        named = isinstance(error, OSError) and error.filename is not None
-        reason = f"{error.filename}: {error.strerror}" if named else " ".join(str(error).split())
+        reason = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.strerror is not None:
+            named = "" if error.filename is None else f"{error.filename}: "
+            full = "; make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            reason = f"{named}{error.strerror}{full}"
     except RunError as error:  # its lines may make a table
         reason = str(error)
     except (MemoryError, RuntimeError) as error:  # on the host, or as JAX puts it

@@ -19,6 +19,7 @@ from typing import Any
 import tqdm
 from PIL import Image
 
+from uae_jax import paths
 from uae_jax.data.images import SUFFIXES, ImageError, open_image
 from uae_jax.data.lines import numbered_lines
 from uae_jax.data.tokenizers import load_tokenizer
@@ -143,8 +144,9 @@ def save(image: Image.Image, target: Path) -> None:
     part = target.with_name(f".{target.name}.part")
     kind, options = ("JPEG", {"quality": 95}) if target.suffix.lower() in (".jpg", ".jpeg") else ("PNG", {})
     try:
-        image.save(part, kind, **options)
-        part.replace(target)
+        with paths.naming(target):
+            image.save(part, kind, **options)
+            part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """Checkpoint folders: every way they are published in, every way they can be broken, and writing them whole."""
 
+import errno
 import json
 import os
 import pickle
@@ -324,6 +325,22 @@ def test_a_failing_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
         pass
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
     assert read_json(target / "config.json") == {"model_type": "x"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),  # as NumPy and Python raise it
+        ValueError("RESOURCE_EXHAUSTED: Error writing \"a/0\": No space left on device [os_error_code='28']"),  # Orbax
+    ],
+    ids=["python", "orbax"],
+)
+def test_a_full_disk_is_told_with_the_folder_that_was_asked_for(tmp_path, error):
+    target = tmp_path / "model"
+    with pytest.raises(OSError) as raised, NewFolder(target), NewFolder(target.parent / "part"):
+        raise error
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(target))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_existing_folder_is_kept_without_force_and_an_empty_one_is_used(tmp_path):

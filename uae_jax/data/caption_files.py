@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from uae_jax import paths
+
 LATER = ("weights", "processor", "tasks")  # settings that were not recorded from the first version on
 
 
@@ -70,9 +72,10 @@ class KeyedLines:
 
     def add(self, key: str, text: str) -> None:
         """Appends a line."""
-        self._file.write(json.dumps({self._key: key, self._value: text}).encode("ascii") + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with paths.naming(self.path):
+            self._file.write(json.dumps({self._key: key, self._value: text}).encode("ascii") + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self.texts[key] = text
 
     def _read(self) -> int:
@@ -186,7 +189,7 @@ def write_whole(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
+        with paths.naming(path), part.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

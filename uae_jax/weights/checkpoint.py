@@ -1,6 +1,7 @@
 """Published checkpoint folders: finding them, listing their tensors, writing new ones."""
 
 import collections
+import errno
 import json
 import math
 import os
@@ -299,6 +300,7 @@ class NewFolder:
     Raises:
       FileExistsError: on entry, if `path` exists and is not an empty folder; with `force`, which replaces it at the
         end and only then, if it is not a folder that this package, transformers, diffusers or PEFT wrote.
+      OSError: on exit, naming `path`, if the disk is full.
     """
 
     def __init__(self, path: str | os.PathLike, *, force: bool = False):
@@ -343,6 +345,9 @@ class NewFolder:
         try:
             if kind is None:
                 self._replace()
+            for code in (errno.ENOSPC, errno.EDQUOT):  # which Orbax puts in a page of text, and NumPy without a name
+                if os.strerror(code) in str(error):
+                    raise OSError(code, os.strerror(code), str(self.path)) from error
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
