@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -395,6 +396,22 @@ def test_what_the_model_or_the_disk_refuses_is_told_before_loading(no_model, pho
     assert cli.main([arg.format(photos=photos, tmp=tmp_path) for arg in args]) == 1
     assert message in last(capsys.readouterr().err)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "0"])
+def test_a_size_of_shards_that_is_none_is_told_with_its_option(capsys, size):
+    assert cli.main(["export", "a", "b", "--max-shard-gb", size]) == 1
+    assert f"--max-shard-gb is {float(size)}, wanted a number above 0" in capsys.readouterr().err
+
+
+def test_a_part_that_was_cut_off_is_told_before_weights_are_read(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("uae_jax.weights.uae.load", lambda *_, **__: pytest.fail("weights were read"))
+    shutil.copytree(EMBEDDED / "tiny", tmp_path / "m")
+    last_read = tmp_path / "m/SD3/text_encoder_2/model.safetensors"
+    last_read.write_bytes(last_read.read_bytes()[:-1])
+    assert cli.main(["caption", str(photos), "--model", str(tmp_path / "m")]) == 1
+    told = last(capsys.readouterr().err)
+    assert f"{last_read}: " in told and "truncated" in told
 
 
 def test_scorers_and_tokenizer_are_looked_for_before_weights_are_read(photos, tmp_path, capsys, monkeypatch):

@@ -388,6 +388,8 @@ def _convert(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from uae_jax.weights import convert
 
+    if not 0 < args.max_shard_gb < float("inf"):
+        raise ValueError(f"--max-shard-gb is {args.max_shard_gb}, wanted a number above 0")
     print(convert.export(args.src, args.dst, max_shard_bytes=int(args.max_shard_gb * 1e9), force=args.force))
     return 0
 

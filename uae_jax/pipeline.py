@@ -439,7 +439,7 @@ def refuse_long(texts: Sequence[str], encoder: Any, count_tokens: Callable[[str]
 
 
 def _look_for(root: Path, scorers: Iterable[str | os.PathLike], processor: str | os.PathLike | None) -> None:
-    """Raises what loading would of what is not there, before weights are read: model, tokenizer, scorers."""
+    """Raises what loading would before weights are read: of what is not there, and of files that were cut off."""
     uae.look_for(root)
     if processor is None:
         prefix = f"{uae.LLM}/"
@@ -450,6 +450,9 @@ def _look_for(root: Path, scorers: Iterable[str | os.PathLike], processor: str |
         check_tokenizer(folder, [file.name for file in folder.iterdir()])
     for scorer in scorers:
         pretrained.read_config(scorer)
+    if not (root / checkpoint.UAE_NATIVE).is_file():
+        for part in (uae.LLM, uae.DIT, *(f"{uae.SD3}/{part}" for part in ("vae", "text_encoder", "text_encoder_2"))):
+            checkpoint.open_checkpoint(root / part)  # headers alone
 
 
 def _opened(images: Any) -> list[Image.Image]:
