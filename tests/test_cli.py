@@ -1,7 +1,9 @@
 """The commands on a small checkpoint: what goes to stdout and stderr, exit codes, and what is never lost."""
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -277,9 +279,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path, capsys):
     [
         (KeyboardInterrupt(), "uae: interrupted"),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 1 GB"), "uae: error: out of memory; a lower"),
+        (RuntimeError("INTERNAL: Out of memory allocating 9 bytes."), "uae: error: out of memory; a lower --memory-gb"),
         (MemoryError(), "uae: error: out of memory; a lower --memory-gb"),
     ],
-    ids=["interrupt", "device memory", "host memory"],
+    ids=["interrupt", "device memory", "memory of a CPU device", "host memory"],
 )
 def test_what_was_finished_stays_when_it_breaks_off(run, photos, tmp_path, small_uae, monkeypatch, error, message):
     usual = UAE.iter_reconstructions
@@ -306,6 +309,21 @@ def test_out_of_memory_advises_flags_that_the_command_has(tmp_path, capsys, monk
     told = last(capsys.readouterr().err)
     assert told.startswith("uae: error: out of memory; a higher `accumulate`")
     assert "--memory-gb" not in told
+
+
+def test_a_full_disk_is_told_with_the_file_and_the_remedy(tmp_path, capsys, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("uae_jax.training.command.train", lambda args: commands.save(Image.new("RGB", (1, 1)), file))
+    monkeypatch.setattr(Image.Image, "save", full)
+    file = tmp_path / "a.png"
+    train = ["train", "--config", "configs/pretrain.py", "--workdir", str(tmp_path)]
+    assert cli.main(train) == 1
+    assert last(capsys.readouterr().err) == f"uae: error: {file}: No space left on device; make room"
+    monkeypatch.setattr("uae_jax.training.command.train", full)
+    assert cli.main(train) == 1
+    assert last(capsys.readouterr().err) == "uae: error: No space left on device; make room"
 
 
 def test_a_bug_is_not_told_in_one_line(run, photos, small_uae, monkeypatch):
@@ -351,6 +369,8 @@ def test_a_missing_model_is_told_in_one_line(photos, capsys):
         (["generate", "x", "--size", "64x"], "--size is '64x'"),
         (["generate", "x", "--guidance", "nan"], "guidance is nan"),
         (["generate", "x", " "], "prompt 2 is empty, wanted what to paint"),
+        (["reconstruct", "{photos}", "--temperature", "nan"], "--temperature is nan, wanted a number"),
+        (["reconstruct", "{photos}", "--repetition-penalty", "inf"], "--repetition-penalty is inf"),
     ],
 )
 def test_bad_settings_are_refused_before_the_model_is_loaded(no_model, photos, tmp_path, capsys, args, message):
@@ -368,12 +388,30 @@ def test_bad_settings_are_refused_before_the_model_is_loaded(no_model, photos, t
         (["reconstruct", "{photos}", "--output", "{tmp}/o", "--size", "62x64"], "size is 62x64, wanted sides in"),
         (["generate", "x", "--output", "{photos}/a.png/o"], "a.png/o: cannot be made (Not a directory)"),
         (["caption", "none.png"], "none.png: no such file; wanted images"),
+        # The tiny encoder has 2048 positions; each of these words is a token at least.
+        (["generate", "x", " box" * 2100, "--output", "{tmp}/o"], "tokens, wanted at most the encoder's 2048"),
     ],
 )
 def test_what_the_model_or_the_disk_refuses_is_told_before_loading(no_model, photos, tmp_path, capsys, args, message):
     assert cli.main([arg.format(photos=photos, tmp=tmp_path) for arg in args]) == 1
     assert message in last(capsys.readouterr().err)
     assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "0"])
+def test_a_size_of_shards_that_is_none_is_told_with_its_option(capsys, size):
+    assert cli.main(["export", "a", "b", "--max-shard-gb", size]) == 1
+    assert f"--max-shard-gb is {float(size)}, wanted a number above 0" in capsys.readouterr().err
+
+
+def test_a_part_that_was_cut_off_is_told_before_weights_are_read(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("uae_jax.weights.uae.load", lambda *_, **__: pytest.fail("weights were read"))
+    shutil.copytree(EMBEDDED / "tiny", tmp_path / "m")
+    last_read = tmp_path / "m/SD3/text_encoder_2/model.safetensors"
+    last_read.write_bytes(last_read.read_bytes()[:-1])
+    assert cli.main(["caption", str(photos), "--model", str(tmp_path / "m")]) == 1
+    told = last(capsys.readouterr().err)
+    assert f"{last_read}: " in told and "truncated" in told
 
 
 def test_scorers_and_tokenizer_are_looked_for_before_weights_are_read(photos, tmp_path, capsys, monkeypatch):
@@ -411,6 +449,7 @@ def test_a_size_that_the_model_cannot_paint_is_told_in_one_line(run, tmp_path):
         ["caption", "a.png", "--model", "m", "--no-such-option"],
         ["caption", "a.png", "--memory-gb", "-1"],
         ["caption", "a.png", "--memory-gb", "nan"],
+        ["caption", "a.png", "--seed", "99999999999999999999999"],
         ["reconstruct", "a.png", "--output", "o", "--model", "m", "--scorer", "clip"],
         ["reconstruct", "a.png", "--output", "o", "--model", "m", "--interface", "hidden"],
         ["paint"],

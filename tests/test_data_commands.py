@@ -258,6 +258,19 @@ def test_what_caption_cannot_do_is_told_before_the_model_is_loaded(run, folder, 
         assert code == 1 and message in err
 
 
+def test_two_images_are_not_given_one_text(run, folder, model, monkeypatch):
+    (folder / "f.jpg").write_bytes(png(6))
+    (folder / "a.jpg").write_bytes(png(7))  # a.txt is there already, and stays
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+        code, _, err = run("caption", folder, "--model", "m", "--txt")
+    assert code == 1 and not (folder / "f.txt").exists()
+    assert f"{folder}/f.jpg and {folder}/f.png: captions of both would be f.txt; rename one" in err
+    model()
+    assert run("caption", folder, "--model", "m")[0] == 1  # for b alone, which is broken
+    assert len(lines(folder / "captions.jsonl")) == 7
+
+
 @pytest.mark.slow
 def test_a_real_model_writes_the_same_whether_interrupted_or_not(run, folder, small_uae, uae_checkpoint, monkeypatch):
     monkeypatch.setattr(commands, "load", lambda args, **_: small_uae)

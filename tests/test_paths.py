@@ -1,5 +1,6 @@
 """Paths on disks and in buckets."""
 
+import errno
 import pathlib
 
 import pytest
@@ -24,6 +25,16 @@ def write_model(folder, **texts):
         for name, text in texts.items():
             (new / "sub").mkdir(exist_ok=True)
             (new / "sub" / name).write_text(text)
+
+
+def test_a_file_that_does_not_fit_is_named(tmp_path, monkeypatch):
+    def full(self, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_bytes", full)
+    with pytest.raises(OSError) as error:
+        paths.write(tmp_path / "a", "x")
+    assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(tmp_path / "a"))
 
 
 def test_local_paths_are_pathlibs():

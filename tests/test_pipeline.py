@@ -331,6 +331,7 @@ def test_images_come_as_paths_pictures_and_arrays(uae, tmp_path):
             lambda u: u.generate("x", size=64, latents=noise(0, 2)),
             r"latents are \(2, 16, 8, 8\), wanted \(1, 16, 8, 8\)",
         ),
+        (lambda u: u.generate(["x", "a" * 200_000]), r"prompt 2 has \d+ tokens, wanted at most the encoder's \d+"),
         (lambda u: u.generate("x", conditioning="bse"), "conditioning is 'bse', wanted one of current, base"),
         (lambda u: u.generate("x", sigma_compat="no"), "sigma_compat is 'no'"),
         (lambda u: u.reconstruct(photographs()[0], interface="hidden"), "interface is 'hidden', wanted one of text"),

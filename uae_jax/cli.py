@@ -5,6 +5,7 @@ told to stop and saved, and 203, the run's other processes are gone (`uae_jax.er
 """
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 
@@ -14,7 +15,7 @@ from uae_jax.bench.cli import add_bench
 from uae_jax.errors import ABANDONED, FAILED, STOPPED, RunError
 
 # What helps where memory runs out.
-SERVING_ADVICE = "a lower --memory-gb makes smaller batches, a lower --size smaller images"
+SERVING_ADVICE = "a lower --memory-gb makes smaller batches, a lower --size smaller images; long prompts take room, too"
 TRAINING_ADVICE = (
     "a higher `accumulate` makes smaller micro-batches, a lower `settings.paint.memory_gb` fewer paintings at a time, "
     '`remat="full"` of a tower keeps less of each; `uae plan` tells beforehand what fits'
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if rest and not hasattr(args, "overrides"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.overrides = rest
+    if not -(2**63) <= getattr(args, "seed", 0) < 2**63:
+        parser.error(f"argument --seed: is {args.seed}, wanted a number of at most 63 bits")
     if args.run is None:
         parser.print_help(sys.stderr)
         return 2
@@ -38,12 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("uae: interrupted", file=sys.stderr)
         return code
     except (ValueError, OSError) as error:  # bad input or bad files, told in one line; anything else is a bug
-        named = isinstance(error, OSError) and error.filename is not None
-        reason = f"{error.filename}: {error.strerror}" if named else " ".join(str(error).split())
+        reason = " ".join(str(error).split())
+        if isinstance(error, OSError) and error.strerror is not None:
+            named = "" if error.filename is None else f"{error.filename}: "
+            full = "; make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            reason = f"{named}{error.strerror}{full}"
     except RunError as error:  # its lines may make a table
         reason, code = str(error), error.exit_code
     except (MemoryError, RuntimeError) as error:  # on the host, or as JAX puts it
-        if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+        signs = ("RESOURCE_EXHAUSTED", "Out of memory")  # the latter alone where the host's runs out
+        if not (isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)):
             raise
         reason = f"out of memory; {args.memory_advice}"
     print(f"uae: error: {reason}", file=sys.stderr)
@@ -385,6 +392,8 @@ def _convert(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     from uae_jax.weights import convert
 
+    if not 0 < args.max_shard_gb < float("inf"):
+        raise ValueError(f"--max-shard-gb is {args.max_shard_gb}, wanted a number above 0")
     print(convert.export(args.src, args.dst, max_shard_bytes=int(args.max_shard_gb * 1e9), force=args.force))
     return 0
 

@@ -9,20 +9,24 @@ import argparse
 import contextlib
 import glob
 import json
+import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import tqdm
 from PIL import Image
 
+from uae_jax import paths
 from uae_jax.data.images import SUFFIXES, ImageError, open_image
 from uae_jax.data.lines import numbered_lines
+from uae_jax.data.tokenizers import load_tokenizer
 from uae_jax.defaults import Defaults, given
 from uae_jax.engine import CaptionSettings, PaintSettings, check_sides
-from uae_jax.pipeline import UAE, fastest_dtype
-from uae_jax.weights import checkpoint, fingerprint
+from uae_jax.pipeline import UAE, fastest_dtype, refuse_long
+from uae_jax.weights import checkpoint, fingerprint, pretrained
 from uae_jax.weights import uae as uae_weights
 from uae_jax.weights.progress import reading_bar
 
@@ -51,6 +55,7 @@ def generate(args: argparse.Namespace) -> int:
     targets = [output / f"{i:05d}.png" for i in range(len(prompts))]
     refuse_overwriting(targets, args.force)
     settings = paint_settings(args)
+    refuse_long(prompts, _encoder_sizes(args.model), lambda text: token_counter(args.processor or args.model)(text))
     make_output(output)
     uae = load(args, scorers={})
     with Report("painted", len(prompts)) as report:
@@ -110,13 +115,39 @@ def model_settings(args: argparse.Namespace) -> dict[str, str | None]:
     return about | {"computed_in": fastest_dtype() if args.dtype == "auto" else args.dtype}
 
 
+def _encoder_sizes(model: str) -> Any:
+    root = checkpoint.resolve(model)
+    uae_weights.look_for(root)
+    native = (root / checkpoint.UAE_NATIVE).is_file()
+    return pretrained.read_config(root / ("encoder" if native else uae_weights.LLM))[1]
+
+
+def token_counter(model: str) -> Callable[[str], int]:
+    """Counts tokens as the encoder does: special tokens in a text are plain text.
+
+    Raises:
+      ValueError: if the model has no tokenizer.
+    """
+    root = checkpoint.resolve(model)
+    folders = [folder for folder in (root / "llm_model", root / "files" / "llm_model", root) if _has_tokenizer(folder)]
+    if not folders:
+        raise ValueError(f"{model}: no tokenizer.json in it, nor in its llm_model")
+    tokenizer = load_tokenizer(folders[0])
+    return lambda text: len(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
+
+
 def save(image: Image.Image, target: Path) -> None:
     """Writes a PNG, or a JPEG where the name says so, whole or not at all."""
     part = target.with_name(f".{target.name}.part")
     kind, options = ("JPEG", {"quality": 95}) if target.suffix.lower() in (".jpg", ".jpeg") else ("PNG", {})
     try:
-        image.save(part, kind, **options)
-        part.replace(target)
+        with paths.naming(target):
+            image.save(part, kind, **options)
+            part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
@@ -298,6 +329,9 @@ def caption_settings(args: argparse.Namespace) -> CaptionSettings:
         top_k=args.top_k,
         repetition_penalty=args.repetition_penalty,
     )
+    for name in ("temperature", "repetition_penalty"):  # NaN is neither above nor below anything
+        if values[name] is not None and not math.isfinite(values[name]):
+            raise ValueError(f"--{name.replace('_', '-')} is {values[name]}, wanted a number")
     given(CaptionSettings(), **values)  # refuses what is out of range before a model is looked for
     return given(Defaults.of(args.model).caption, **values)
 

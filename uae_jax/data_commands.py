@@ -13,16 +13,15 @@ from PIL import Image
 from uae_jax import commands
 from uae_jax.commands import WINDOW, WINDOW_PIXELS, Report
 from uae_jax.data import contact_sheet
-from uae_jax.data.caption_files import CaptionWriter, JsonLines, TextFiles
+from uae_jax.data.caption_files import CaptionWriter, JsonLines, TextFiles, refuse_one_text_for_two
 from uae_jax.data.config import DataConfig, SourceConfig
 from uae_jax.data.images import ImageError, open_image
-from uae_jax.data.inspect import CountTokens, Inspection, to_text
+from uae_jax.data.inspect import Inspection, to_text
 from uae_jax.data.inspect import inspect as inspect_source
 from uae_jax.data.records import Source
 from uae_jax.data.sources import open_source
 from uae_jax.data.sources.folder import FolderSource
 from uae_jax.data.sources.table import RowSource
-from uae_jax.data.tokenizers import load_tokenizer
 from uae_jax.engine import CaptionSettings
 
 SHEET, FACTS = "contact_sheet.html", "inspection.json"
@@ -39,7 +38,7 @@ def inspect(args: argparse.Namespace) -> int:
     if output is not None:
         commands.refuse_overwriting([output / SHEET, output / FACTS], args.force)
     source = open_source(config)
-    count_tokens = _token_counter(args.model) if args.model else None
+    count_tokens = commands.token_counter(args.model) if args.model else None
     if output is not None:
         commands.make_output(output)
     total = len(source) if args.limit is None else min(args.limit, len(source))
@@ -79,22 +78,6 @@ def _warnings(result: Inspection, source: Source) -> Iterator[str]:
         )
 
 
-def _token_counter(model: str) -> CountTokens:
-    """Counts tokens as the encoder does: special tokens in a text are plain text."""
-    from uae_jax.weights import checkpoint
-
-    root = checkpoint.resolve(model)
-    folders = [folder for folder in (root / "llm_model", root / "files" / "llm_model", root) if _has_tokenizer(folder)]
-    if not folders:
-        raise ValueError(f"{model}: no tokenizer.json in it, nor in its llm_model")
-    tokenizer = load_tokenizer(folders[0])
-    return lambda text: len(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer.json").is_file() or (folder / "vocab.json").is_file()
-
-
 def caption(args: argparse.Namespace) -> int:
     """Writes a caption of each image of a folder, but for those that have one."""
     folder = Path(args.folder).expanduser()
@@ -108,6 +91,8 @@ def caption(args: argparse.Namespace) -> int:
             print(f"uae: {len(files) - len(waiting)} of {len(files)} have their captions", file=sys.stderr)
         if not waiting:
             return 0
+        if args.txt:
+            refuse_one_text_for_two(waiting)
         uae = commands.load(args, scorers={})
         with Report("captioned", len(waiting)) as report:
             for first, window in _windows(files, writer, report):

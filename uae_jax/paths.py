@@ -70,8 +70,9 @@ def write(path: str | os.PathLike, data: bytes | str) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
+        with naming(path):
+            temporary.write_bytes(data)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -144,6 +145,17 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
     yield folder, folders, [entry.name for entry in entries if entry.name not in folders]
     for name in folders:
         yield from walk(folder / name)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Has an `OSError` that names no file name this one: where a disk is full, the system says no more than that."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ Every item has a PRNG key of its own, made of the seed and its number, so it doe
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +231,8 @@ class UAE:
           One image per prompt, in order.
 
         Raises:
-          ValueError: on a size, or latents, that the decoder cannot paint, or a setting out of range.
+          ValueError: on a size, or latents, that the decoder cannot paint, a setting out of range, or a prompt of more
+            tokens than the encoder was made for; before anything is painted.
         """
         settings = given(
             self.defaults.paint,
@@ -343,6 +344,7 @@ class UAE:
         settings = settings or self.defaults.paint
         texts, keys = batching.as_list(prompts), ItemKeys(seed, first)
         shape = self.engine.latent_shape(settings)
+        refuse_long(texts, self.prompts.config, lambda text: len(self.prompts.encode_text(text)))
         if latents is not None:
             latents = np.asarray(latents, np.float32)
             wanted = (len(texts), shape[2], shape[0], shape[1])
@@ -426,8 +428,23 @@ class UAE:
         return batching.rows_within(self.memory, need)
 
 
+def refuse_long(texts: Sequence[str], encoder: Any, count_tokens: Callable[[str], int]) -> None:
+    """Raises `ValueError` where a text is longer than the encoder was made for: painting it might take any memory.
+
+    Args:
+      texts: to be painted.
+      encoder: its config.
+      count_tokens: of a text; asked only where there may be too many.
+    """
+    most = encoder.text.max_positions
+    for number, text in enumerate(texts, start=1):
+        # No token is shorter than a byte.
+        if len(text.encode("utf-8", "surrogatepass")) > most and (count := count_tokens(text)) > most:
+            raise ValueError(f"prompt {number} has {count} tokens, wanted at most the encoder's {most}; shorten it")
+
+
 def _look_for(root: Path, scorers: Iterable[str | os.PathLike], processor: str | os.PathLike | None) -> None:
-    """Raises what loading would of what is not there, before weights are read: model, tokenizer, scorers."""
+    """Raises what loading would before weights are read: of what is not there, and of files that were cut off."""
     uae.look_for(root)
     if processor is None:
         prefix = f"{uae.LLM}/"
@@ -438,6 +455,9 @@ def _look_for(root: Path, scorers: Iterable[str | os.PathLike], processor: str |
         check_tokenizer(folder, [file.name for file in folder.iterdir()])
     for scorer in scorers:
         pretrained.read_config(scorer)
+    if not (root / checkpoint.UAE_NATIVE).is_file():
+        for part in (uae.LLM, uae.DIT, *(f"{uae.SD3}/{part}" for part in ("vae", "text_encoder", "text_encoder_2"))):
+            checkpoint.open_checkpoint(root / part)  # headers alone
 
 
 def _opened(images: Any) -> list[Image.Image]:

@@ -26,11 +26,48 @@ def png(array=None):
 def png_header(width, height):
     """A PNG whose header claims a size, with hardly any data behind it."""
 
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(b"")) + _chunk(b"IEND", b"")
+
+
+def png_16(array, *more):
+    """A PNG of u16[H, W, C], which Pillow does not write: C of 2 is grey with alpha, 3 RGB, 4 RGBA.
+
+    Rows are filtered by the pixel before, which the decoder must take to be 2 C bytes away; `more` are chunks.
+    """
+    height, width, channels = array.shape
+    rows = array.astype(">u2").view(np.uint8).reshape(height, -1)
+    rows = np.pad(rows, ((0, 0), (1, 0)), constant_values=1)
+    rows[:, 1 + 2 * channels :] -= rows[:, 1 : -2 * channels].copy()
+    header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    middle = b"".join(_chunk(name, data) for name, data in [*more, (b"IDAT", zlib.compress(rows.tobytes()))])
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + middle + _chunk(b"IEND", b"")
+
+
+def tiff_16(array, order="<", photometric=2, planes=False, extra=None, deflate=False):
+    """A TIFF of u16[H, W, C] in one strip, or one for each plane; `extra` says what a fourth channel is."""
+    height, width, channels = array.shape
+    parts = np.moveaxis(array, 2, 0) if planes else array[None]
+    strips = [part.astype(f"{order}u2").tobytes() for part in parts]
+    strips = [zlib.compress(strip) for strip in strips] if deflate else strips
+    tags = {256: [width], 257: [height], 258: [16] * channels, 259: [8 if deflate else 1], 262: [photometric]}
+    tags |= {273: [0] * len(strips), 277: [channels], 278: [height], 279: [len(s) for s in strips]}
+    tags |= {284: [2 if planes else 1]} | ({} if extra is None else {338: [extra]})
+    end = 8 + 2 + 12 * len(tags) + 4
+    behind = sum(4 * len(values) for values in tags.values() if len(values) > 1)
+    tags[273] = [end + behind + sum(map(len, strips[:i])) for i in range(len(strips))]
+    entries, values = b"", b""
+    for tag, numbers in sorted(tags.items()):
+        packed = struct.pack(f"{order}{len(numbers)}I", *numbers)
+        place = packed if len(numbers) == 1 else struct.pack(f"{order}I", end + len(values))
+        values += b"" if len(numbers) == 1 else packed
+        entries += struct.pack(f"{order}HHI", tag, 4, len(numbers)) + place
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HIH", 42, 8, len(tags))
+    return head + entries + struct.pack(f"{order}I", 0) + values + b"".join(strips)
+
+
+def _chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def flipped(data, at):

@@ -2,13 +2,14 @@
 
 import io
 import resource
+import struct
 import warnings
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from tests.data.bad_images import REFUSED, TABLE, encoded, flipped, noise, png, png_header
+from tests.data.bad_images import REFUSED, TABLE, encoded, flipped, noise, png, png_16, png_header, tiff_16
 from uae_jax.data.images import ImageError, ImageLimits, open_image
 
 RED, BLUE = (250, 10, 10), (10, 10, 250)
@@ -94,6 +95,75 @@ def test_16_bit_tiff_of_either_byte_order():
     big = encoded(Image.fromarray(array.astype(">u2")), "TIFF")
     assert np.array_equal(open_image(little), open_image(big))
     assert np.asarray(open_image(big)).max() == 255
+
+
+def twelve_bits(channels=3):
+    """u16[32, 48, C] of 12-bit numbers, alpha full, and what becomes of them, u8[32, 48, 3]."""
+    array = np.random.default_rng(0).integers(100, 4000, (32, 48, channels)).astype(np.uint16)
+    if channels in (2, 4):
+        array[..., -1] = 65535
+    array[0, 0, 0], array[0, 1, 0] = 100, 4000  # whatever else was drawn
+    wanted = np.round((array[..., : channels - 1 + channels % 2] - 100.0) * 255 / 3900).astype(np.uint8)
+    return array, np.broadcast_to(wanted, (32, 48, 3))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_16_bit_colours_of_png_are_scaled_by_their_own_range(channels):
+    # Pillow opens these by their upper bytes, 0 to 15 of 255: nearly black.
+    array, wanted = twelve_bits(channels)
+    told = []
+    got = open_image(png_16(array), note=told.append)
+    assert np.array_equal(got, wanted)
+    assert told == (["16-bit"] if channels == 3 else ["16-bit", "alpha"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"order": ">"}, {"deflate": True}, {"order": ">", "deflate": True}],
+    ids=["little", "big", "packed", "big, packed"],
+)
+@pytest.mark.parametrize("extra", [None, 0, 2], ids=["rgb", "rgb and padding", "alpha"])
+def test_16_bit_colours_of_tiff_are_scaled_by_their_own_range(settings, extra):
+    array, wanted = twelve_bits(3 if extra is None else 4)
+    told = []
+    got = open_image(tiff_16(array, extra=extra, **settings), note=told.append)
+    assert np.array_equal(got, wanted)
+    assert told == (["16-bit", "alpha"] if extra == 2 else ["16-bit"])
+
+
+def test_16_bit_alpha_transparent_colour_and_orientation():
+    array = twelve_bits(4)[0]
+    array[5, 5, 3] = 0
+    assert open_image(png_16(array)).getpixel((5, 5)) == (255, 255, 255)
+    # Colours of the same upper byte, of which one is not there.
+    array = twelve_bits(3)[0]
+    array[5, 5], array[5, 6] = (1000, 1001, 1002), (1000, 1001, 1003)
+    got = open_image(png_16(array, (b"tRNS", struct.pack(">3H", 1000, 1001, 1002))))
+    assert got.getpixel((5, 5)) == (255, 255, 255)
+    assert got.getpixel((6, 5)) == (59, 59, 59)  # 900 * 255 / 3900 = 58.8
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = open_image(png_16(twelve_bits()[0], (b"eXIf", exif.tobytes()[6:])))
+    assert np.array_equal(turned, np.rot90(twelve_bits()[1], -1))
+
+
+def test_16_bit_cmyk():
+    ink = np.full((32, 32, 4), 0, np.uint16)
+    ink[:16, :, 1] = 4095
+    told = []
+    got = open_image(tiff_16(ink, photometric=5), note=told.append)
+    assert (got.getpixel((0, 0)), got.getpixel((0, 31)), told) == ((255, 0, 255), (255,) * 3, ["16-bit", "cmyk"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"planes": True}, {"planes": True, "deflate": True}, {"extra": 1}],
+    ids=["planes", "packed planes", "premultiplied"],
+)
+def test_16_bit_colours_that_cannot_be_read_whole_are_refused(settings):
+    with pytest.raises(ImageError, match="16 bits in planes of their own, or multiplied by alpha") as error:
+        open_image(tiff_16(twelve_bits(4 if "extra" in settings else 3)[0], **settings))
+    assert error.value.kind == "depth"
 
 
 def test_cmyk_becomes_rgb():

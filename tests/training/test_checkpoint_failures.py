@@ -3,6 +3,8 @@
 import errno
 import logging
 import resource
+import sys
+import types
 
 import pytest
 
@@ -99,6 +101,20 @@ def test_too_large_a_file_for_the_file_system(good_store, tmp_path, caplog):
     assert "Traceback" not in caplog.text  # one line is enough
     assert names(tmp_path) == ["00000001"]
     assert bits(good_store.restore(abstract(values(0))).state) == bits(values(1))
+
+
+def test_what_fails_after_a_failure_is_silent_and_nothing_else_is(monkeypatch, caplog):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    arrays._hush_stragglers.__wrapped__()
+    for text, of in (("Event loop is closed", None), ("Event loop is closed", "mine"), ("another", None)):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(text), object=of))
+    assert [str(event.exc_value) for event in told] == ["Event loop is closed", "another"]
+    assert told[0].object == "mine"
+    never = "Task exception was never retrieved\nfuture: <Task finished coro=<f() done, defined at %s:1>"
+    for place in ("lib/orbax/checkpoint/serialization.py", "mine.py"):
+        logging.getLogger("asyncio").error(never, place)
+    assert "mine.py" in caplog.text and "orbax" not in caplog.text
 
 
 @pytest.mark.parametrize("when", ["while it is removed", "after it was removed"])

@@ -1,5 +1,6 @@
 """Checkpoint folders: every way they are published in, every way they can be broken, and writing them whole."""
 
+import errno
 import json
 import os
 import pickle
@@ -324,6 +325,59 @@ def test_a_failing_rename_puts_the_old_folder_back(tmp_path, monkeypatch):
         pass
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
     assert read_json(target / "config.json") == {"model_type": "x"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),  # as NumPy and Python raise it
+        ValueError("RESOURCE_EXHAUSTED: Error writing \"a/0\": No space left on device [os_error_code='28']"),  # Orbax
+    ],
+    ids=["python", "orbax"],
+)
+def test_a_full_disk_is_told_with_the_folder_that_was_asked_for(tmp_path, error):
+    target = tmp_path / "model"
+    with pytest.raises(OSError) as raised, NewFolder(target), NewFolder(target.parent / "part"):
+        raise error
+    assert (raised.value.errno, raised.value.filename) == (errno.ENOSPC, str(target))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_left_is_put_right(tmp_path, caplog):
+    target = tmp_path / "model"
+    part = tmp_path / ".model.0123abcd.part"
+    (part / "half").mkdir(parents=True)
+    others = [tmp_path / ".model.mine.part", tmp_path / ".model2.0123abcd.part", tmp_path / "x.old"]
+    for other in others:
+        other.mkdir()
+    with NewFolder(target) as writing:
+        assert not part.exists()
+        NewFolder(target).check()
+        assert writing.is_dir()  # is held
+        (writing / "config.json").write_text('{"model_type": "x"}')
+    assert {file.name for file in tmp_path.iterdir()} == {"model", *(other.name for other in others)}
+    # Between the two renames: the old model has gone, and the new one has not come.
+    target.rename(tmp_path / ".model.0123abcd.old")
+    part.mkdir()
+    with pytest.raises(FileExistsError):
+        NewFolder(target).check()
+    assert "model: brought back from .model.0123abcd.old" in caplog.text
+    assert read_json(target / "config.json") == {"model_type": "x"}
+    # After the second one: nothing but removing it was left to do.
+    (tmp_path / ".model.0123abcd.old").mkdir()
+    NewFolder(target, force=True).check()
+    assert {file.name for file in tmp_path.iterdir()} == {"model", *(other.name for other in others)}
+
+
+def test_a_disk_without_locks_can_be_written_to_and_nothing_is_removed_there(tmp_path, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    (tmp_path / ".model.0123abcd.part").mkdir()
+    with NewFolder(tmp_path / "model") as folder:
+        (folder / "a").write_text("x")
+    assert {file.name for file in tmp_path.iterdir()} == {"model", ".model.0123abcd.part"}
 
 
 def test_an_existing_folder_is_kept_without_force_and_an_empty_one_is_used(tmp_path):

@@ -7,16 +7,14 @@ beside its image, which makes the folder a folder source.
 import fcntl
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-LATER = (
-    "weights",
-    "processor",
-    "tasks",
-    "references",
-    "computed_in",
-)  # settings that were not recorded from the first version on
+from uae_jax import paths
+
+# Settings that were not recorded from the first version on.
+LATER = ("weights", "processor", "tasks", "references", "computed_in")
 
 
 class CaptionWriter(Protocol):
@@ -75,9 +73,10 @@ class KeyedLines:
 
     def add(self, key: str, text: str) -> None:
         """Appends a line."""
-        self._file.write(json.dumps({self._key: key, self._value: text}).encode("ascii") + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with paths.naming(self.path):
+            self._file.write(json.dumps({self._key: key, self._value: text}).encode("ascii") + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self.texts[key] = text
 
     def _read(self) -> int:
@@ -129,11 +128,28 @@ class TextFiles:
 
     def has(self, image: Path) -> bool:
         """Whether an image has a text."""
-        return image.with_suffix(".txt").exists()
+        return _text_of(image).exists()
 
     def write(self, image: Path, caption: str) -> None:
         """Writes a text."""
-        write_whole(image.with_suffix(".txt"), caption + "\n")
+        write_whole(_text_of(image), caption + "\n")
+
+
+def refuse_one_text_for_two(images: Iterable[Path]) -> None:
+    """Raises `ValueError` where two images, as a.jpg and a.png, would have the same `.txt`: one caption would go."""
+    first: dict[Path, Path] = {}
+    for image in images:
+        text = _text_of(image)
+        if text in first:
+            raise ValueError(
+                f"{first[text]} and {image}: captions of both would be {text.name}; rename one, or leave out --txt, "
+                "which writes JSON lines"
+            )
+        first[text] = image
+
+
+def _text_of(image: Path) -> Path:
+    return image.with_suffix(".txt")
 
 
 def same_settings(beside: Path, settings: dict[str, Any], told: str, fresh: bool) -> None:
@@ -179,7 +195,7 @@ def write_whole(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
+        with paths.naming(path), part.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

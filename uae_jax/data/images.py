@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,10 +17,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PLANAR_CONFIGURATION
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 # What is decoded at all, whatever a file is called. Pillow knows more, some of which starts other programs (EPS).
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+# How Pillow calls 16-bit colours in a file -> what gives their other bytes; N is the order of this machine.
+_SWAPPED = {"L": "B", "B": "L", "N": "B" if sys.byteorder == "little" else "L"}
+_GREY_ALPHA = "LA;16B"
+_OTHER_HALF = {_GREY_ALPHA: "RGBA"}  # all its bytes: grey, its lower one, alpha, its lower one
+for _bands in ("RGB", "RGBA", "RGBX", "CMYK"):
+    _OTHER_HALF |= {f"{_bands};16{order}": f"{_bands};16{other}" for order, other in _SWAPPED.items()}
 Note = Callable[[str], None]  # takes the name of a conversion
 
 
@@ -87,10 +95,59 @@ def _decode(opened: Callable[[], BinaryIO], limits: ImageLimits, name: str, note
                     copy.verify()
             animated = _is_animated(image)
             image.seek(0)
+            low = _low_bytes(image, opened, name)
             image.load()
+            if low is not None:
+                _narrow(image, low, name)
+                if note is not None:
+                    note("16-bit")
             if animated and note is not None:
                 note("animation")
             return to_rgb(image, limits, name, note)
+
+
+def _low_bytes(image: ImageFile.ImageFile, opened: Callable[[], BinaryIO], name: str) -> np.ndarray | None:
+    """Decodes the lower half of 16-bit colours, of which Pillow gives the upper half: u8[H, W, bands], or None.
+
+    Told that the bytes are in the other order, it gives the other half.
+    """
+    if image.format not in ("PNG", "TIFF") or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return None
+    modes = [tile.args if isinstance(tile.args, str) else tile.args[0] for tile in image.tile]
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    if not any(";16" in mode for mode in modes) and max(tags.get(BITSPERSAMPLE, (8,))) <= 8:
+        return None
+    others = [_OTHER_HALF.get(mode) for mode in modes]
+    if None in others or tags.get(PLANAR_CONFIGURATION, 1) != 1:
+        layout = "in planes of their own, or multiplied by alpha, wanted colours pixel by pixel"
+        raise ImageError("depth", f"{name}: 16 bits {layout}; convert it to PNG")
+    with opened() as again, Image.open(again, formats=[image.format]) as low:
+        low.tile = [
+            tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:]))
+            for tile, other in zip(low.tile, others, strict=True)
+        ]
+        low.load()
+        return np.asarray(low)[..., [1, 1, 1, 3]] if modes == [_GREY_ALPHA] else np.asarray(low)
+
+
+def _narrow(image: Image.Image, low: np.ndarray, name: str) -> None:
+    """Scales 16-bit colours by their own range, all by one, such that hues stay; alpha and metadata are as they were.
+
+    Args:
+      image: loaded, of the colours' upper bytes; is changed.
+      low: their lower bytes, as `_low_bytes` gives them.
+      name: for errors.
+    """
+    high = np.asarray(image)
+    wide = high.astype(np.uint16) << 8 | low
+    colours = wide if image.mode == "CMYK" else wide[..., :3]
+    least = colours.min()
+    levels = _scale(np.arange(least, int(colours.max()) + 1, dtype=np.float64), name)
+    narrow = np.concatenate([levels[colours - least], high[..., colours.shape[-1] :]], axis=-1)
+    image.paste(Image.frombytes(image.mode, image.size, narrow.tobytes()))
+    if "transparency" in image.info:  # one colour, in 16 bits
+        shown = (wide != image.info.pop("transparency")).any(axis=-1)
+        image.putalpha(Image.fromarray(shown.astype(np.uint8) * 255))
 
 
 def _is_animated(image: Image.Image) -> bool:

@@ -7,7 +7,9 @@ it is made of is the reader's to say.
 import asyncio
 import collections
 import contextlib
+import functools
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -87,6 +89,7 @@ def write(folder: epath.Path, leaves: Leaves, copied: Callable[[], None]) -> Non
       Exception: Orbax and TensorStore raise many kinds.
     """
     named = {_stored_name(path): leaf for path, leaf in leaves.items()}
+    _hush_stragglers()
     with _without_tracebacks():
         futures = asyncio.run(_handler().async_save(folder, args=ocp.args.PyTreeSave(named)))
         copied()
@@ -131,6 +134,26 @@ def _without_tracebacks() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
+
+
+@functools.cache
+def _hush_stragglers() -> None:
+    """Keeps tracebacks of what fails after a write has failed off the screen, where they bury the one line about it.
+
+    Orbax gives up at the first array that cannot be written, and closes its event loop; TensorStore goes on with the
+    others, and calls back into that loop whenever it is done, so this is for good.
+    """
+
+    def keep(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not ("never retrieved" in message and "orbax" in message)
+
+    def hook(event: Any) -> None:
+        if event.object is not None or str(event.exc_value) != "Event loop is closed":
+            usual(event)
+
+    logging.getLogger("asyncio").addFilter(keep)
+    usual, sys.unraisablehook = sys.unraisablehook, hook
 
 
 def _handler() -> ocp.PyTreeCheckpointHandler:

@@ -1,14 +1,18 @@
 """Published checkpoint folders: finding them, listing their tensors, writing new ones."""
 
 import collections
+import contextlib
+import errno
+import fcntl
 import json
+import logging
 import math
 import os
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +24,7 @@ from uae_jax.weights import safetensors
 from uae_jax.weights.errors import WeightsError
 from uae_jax.weights.safetensors import Tensor
 
+_logger = logging.getLogger(__name__)
 MODEL = "model"  # file stem that transformers uses
 DIFFUSION_MODEL = "diffusion_pytorch_model"  # file stem that diffusers uses
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -294,11 +299,15 @@ class NewFolder:
     Writes go to a hidden sibling, renamed into place at the end; an error removes it, and leaves what was at `path`. In
     a run of several processes all make it, and what the first one wrote appears.
 
+    What a killed process left beside `path` is put right on entry, or by `check`: half a folder is removed, and a model
+    that was to be replaced is brought back where the new one had not come yet. Folders that a process holds are let be.
+
     Into a bucket what was written is copied at the end; see `paths.upload`.
 
     Raises:
       FileExistsError: on entry, if `path` exists and is not an empty folder; with `force`, which replaces it at the
         end and only then, if it is not a folder that this package, transformers, diffusers or PEFT wrote.
+      OSError: on exit, naming `path`, if the disk is full.
     """
 
     def __init__(self, path: str | os.PathLike, *, force: bool = False):
@@ -311,16 +320,38 @@ class NewFolder:
         # Of a process that only helps, or for what is copied afterwards.
         elsewhere = jax.process_index() or self.remote
         self._elsewhere = tempfile.TemporaryDirectory() if elsewhere else None
+        self._hold = contextlib.ExitStack()
 
     def __enter__(self) -> Path:
         self.check()
         if self._elsewhere is not None:
             return Path(self._elsewhere.name)
-        self._temporary.mkdir(parents=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _held(self.path.parent):  # or it would be taken for a killed process's before it is held
+            self._temporary.mkdir()
+            self._hold.enter_context(_held(self._temporary))
         return self._temporary
 
     def check(self) -> None:
         """Raises what entering would; for whoever has long work to do before that."""
+        if self._elsewhere is None and self.path.parent.is_dir():
+            with _held(self.path.parent):
+                self._put_right()
+        self._check()
+
+    def _put_right(self) -> None:
+        name = re.compile(rf"\.{re.escape(self.path.name)}\.[0-9a-f]{{8}}\.(part|old)")
+        left = [folder for folder in self.path.parent.iterdir() if name.fullmatch(folder.name)]
+        old = [folder for folder in left if folder.suffix == ".old"]
+        if len(old) == 1 and not self.path.exists():
+            old[0].rename(self.path)
+            _logger.warning("%s: brought back from %s, as a killed process left it", self.path, old[0].name)
+        for folder in left:
+            if folder.suffix == ".part" or _is_checkpoint(self.path):
+                with contextlib.suppress(OSError), _held(folder, wait=False):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+    def _check(self) -> None:
         if not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir())):
             return
         if not self.force:
@@ -335,7 +366,7 @@ class NewFolder:
         if self._elsewhere is not None:
             try:
                 if kind is None and not jax.process_index():
-                    self.check()
+                    self._check()
                     paths.upload(Path(self._elsewhere.name), self.path)
             finally:
                 self._elsewhere.cleanup()
@@ -343,11 +374,19 @@ class NewFolder:
         try:
             if kind is None:
                 self._replace()
+            for code in (errno.ENOSPC, errno.EDQUOT):  # which Orbax puts in a page of text, and NumPy without a name
+                if os.strerror(code) in str(error):
+                    raise OSError(code, os.strerror(code), str(self.path)) from error
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
+            self._hold.close()
 
     def _replace(self) -> None:
-        self.check()  # again: much time has passed
+        with _held(self.path.parent):
+            self._check()  # again: much time has passed
+            self._rename()
+
+    def _rename(self) -> None:
         old = self.path.with_name(f".{self.path.name}.{self._suffix}.old")
         exists = self.path.exists()
         if exists:
@@ -359,6 +398,22 @@ class NewFolder:
                 old.rename(self.path)
             raise
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds a folder; the system lets go of it when this process ends, however it does.
+
+    With `wait`, where locks are not to be had, as on some network disks, goes on without. Else raises `OSError` there,
+    and where another holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError) if wait else contextlib.nullcontext():
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+    finally:
+        os.close(handle)
 
 
 def _is_checkpoint(folder: Path) -> bool:

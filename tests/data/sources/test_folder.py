@@ -1,5 +1,8 @@
 """A folder of images with texts beside them."""
 
+import errno
+import os
+
 import pytest
 
 from tests.data.sources.checks import check_contract, png, shown
@@ -57,8 +60,23 @@ def test_what_is_not_there_is_told(tmp_path, folder):
         with pytest.raises(SourceError, match=message) as error:
             open_source(SourceConfig(path=str(path)))
         assert str(path) in str(error.value)
+    with pytest.raises(SourceError, match="nowhere: no such folder"):
+        open_source(SourceConfig(path=str(tmp_path / "nowhere"), kind="folder"))
     with pytest.raises(SourceError, match="no caption field 'captoin', the nearest is 'caption'"):
         open_source(SourceConfig(path=str(folder), captions=("captoin",)))
+
+
+def test_a_folder_below_that_cannot_be_read_is_no_empty_one(folder, monkeypatch):
+    usual = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("er"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return usual(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # root may read whatever the mode says
+    with pytest.raises(SourceError, match="deep/er: Permission denied; make the folder readable"):
+        open_source(SourceConfig(path=str(folder)))
 
 
 def test_files_of_no_kind_and_kinds_that_there_are_not(tmp_path):

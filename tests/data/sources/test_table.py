@@ -183,6 +183,18 @@ def test_row_groups_are_dropped_when_they_are_too_many(folder, monkeypatch):
     assert len(source._rows._cache) == 1  # and not none: the last one is always kept
 
 
+def test_a_broken_parquet_file_is_named(folder):
+    write_parquet(folder / "t.parquet", rows())
+    whole = (folder / "t.parquet").read_bytes()
+    opened = open_source(SourceConfig(path=str(folder / "t.parquet")))
+    (folder / "t.parquet").write_bytes(whole[:-9])
+    with pytest.raises(SourceError, match=r"t\.parquet: broken Parquet file \(.*\); fetch it again"):
+        open_source(SourceConfig(path=str(folder / "t.parquet")))
+    (folder / "t.parquet").write_bytes(whole[:4] + bytes(40) + whole[44:])  # the footer is good
+    with pytest.raises(SourceError, match=r"t\.parquet: broken Parquet file"):
+        opened[0]
+
+
 def test_tables_that_are_none(folder):
     cases = {
         "a.jsonl": (b"", "no JSON object"),

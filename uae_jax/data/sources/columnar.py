@@ -2,12 +2,14 @@
 
 import bisect
 import collections
+import contextlib
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
 
-from uae_jax.data.sources.base import is_remote, need
+from uae_jax.data.sources.base import SourceError, is_remote, need
 
 CACHE_BYTES = 512 << 20  # of decoded row groups that a process keeps
 
@@ -78,9 +80,17 @@ class ParquetRows:
             return table
 
 
-def _parquet(path: str) -> Any:
+@contextlib.contextmanager
+def _parquet(path: str) -> Iterator[Any]:
+    """Opens a file; what is wrong with it is a `SourceError` that names it, which pyarrow does not."""
     parquet = need("pyarrow.parquet", "pyarrow", "a Parquet file")
-    return parquet.ParquetFile(epath.Path(path).open("rb") if is_remote(path) else path)
+    try:
+        with parquet.ParquetFile(epath.Path(path).open("rb") if is_remote(path) else path) as file:
+            yield file
+    except FileNotFoundError:
+        raise
+    except (ValueError, OSError) as error:  # pyarrow's errors are either
+        raise SourceError(f"{path}: broken Parquet file ({' '.join(str(error).split())}); fetch it again") from None
 
 
 class ArrowRows:

@@ -26,11 +26,13 @@ class FolderSource:
           captions: `("caption",)` or ().
 
         Raises:
-          SourceError: if there is no image in it.
+          SourceError: if it is not there, there is no image in it, or a folder below cannot be read.
         """
         self.name = path
         for field in captions:
             nearest(field, [FIELD], "caption field", path)
+        if not epath.Path(path).is_dir():
+            raise SourceError(f"{path}: no such folder, wanted one of images")
         self.names = _list_remote(path) if is_remote(path) else _list_local(path)
         if not self.names:
             raise SourceError(f"{path}: no image in it, wanted files ending in {', '.join(SUFFIXES)}")
@@ -52,7 +54,7 @@ class FolderSource:
 def _list_local(root: str) -> list[str]:
     """Relative paths of all images. Links to folders are followed, each folder is entered once."""
     found, entered = [], set()
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
         real = os.path.realpath(folder)
         if real in entered:
             folders.clear()
@@ -61,6 +63,10 @@ def _list_local(root: str) -> list[str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [os.path.relpath(os.path.join(folder, name), root) for name in files if _is_image(name)]
     return sorted(found)
+
+
+def _unreadable(error: OSError) -> None:
+    raise SourceError(f"{error.filename}: {error.strerror}; make the folder readable, or move it away") from None
 
 
 def _list_remote(root: str) -> list[str]:
