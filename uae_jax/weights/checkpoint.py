@@ -315,8 +315,7 @@ class NewFolder:
         path = paths.as_path(path)
         self.path = path if self.remote else path.resolve()  # a link to a folder on a larger disk stays one
         self.force = force
-        self._suffix = uuid.uuid4().hex[:8]
-        self._temporary = self.path.with_name(f".{self.path.name}.{self._suffix}.part")
+        self._temporary = self._beside("part")
         # Of a process that only helps, or for what is copied afterwards.
         elsewhere = jax.process_index() or self.remote
         self._elsewhere = tempfile.TemporaryDirectory() if elsewhere else None
@@ -327,28 +326,44 @@ class NewFolder:
         if self._elsewhere is not None:
             return Path(self._elsewhere.name)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _held(self.path.parent):  # or it would be taken for a killed process's before it is held
-            self._temporary.mkdir()
-            self._hold.enter_context(_held(self._temporary))
+        while not self._made():
+            self._temporary = self._beside("part")
         return self._temporary
+
+    def _beside(self, kind: str) -> Path:
+        return self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}.{kind}")
+
+    def _made(self) -> bool:
+        """Makes the temporary folder; False if another took it for one that is left over, before it was held."""
+        self._temporary.mkdir()
+        try:
+            self._hold.enter_context(_held(self._temporary))
+        except (BlockingIOError, FileNotFoundError):
+            return False
+        except OSError:  # a file system without locks, where nobody removes what is left over
+            return True
+        return self._temporary.exists()
 
     def check(self) -> None:
         """Raises what entering would; for whoever has long work to do before that."""
-        if self._elsewhere is None and self.path.parent.is_dir():
-            with _held(self.path.parent):
-                self._put_right()
+        if self._elsewhere is None:
+            self._put_right()
         self._check()
 
     def _put_right(self) -> None:
         name = re.compile(rf"\.{re.escape(self.path.name)}\.[0-9a-f]{{8}}\.(part|old)")
-        left = [folder for folder in self.path.parent.iterdir() if name.fullmatch(folder.name)]
+        try:
+            left = [folder for folder in self.path.parent.iterdir() if name.fullmatch(folder.name)]
+        except OSError:  # not there, or not to be looked into
+            return
         old = [folder for folder in left if folder.suffix == ".old"]
         if len(old) == 1 and not self.path.exists():
-            old[0].rename(self.path)
-            _logger.warning("%s: brought back from %s, as a killed process left it", self.path, old[0].name)
+            with contextlib.suppress(OSError), _held(old[0]):
+                old[0].rename(self.path)
+                _logger.warning("%s: brought back from %s, as a killed process left it", self.path, old[0].name)
         for folder in left:
             if folder.suffix == ".part" or _is_checkpoint(self.path):
-                with contextlib.suppress(OSError), _held(folder, wait=False):
+                with contextlib.suppress(OSError), _held(folder):
                     shutil.rmtree(folder, ignore_errors=True)
 
     def _check(self) -> None:
@@ -382,35 +397,34 @@ class NewFolder:
             self._hold.close()
 
     def _replace(self) -> None:
-        with _held(self.path.parent):
-            self._check()  # again: much time has passed
-            self._rename()
-
-    def _rename(self) -> None:
-        old = self.path.with_name(f".{self.path.name}.{self._suffix}.old")
+        self._check()  # again: much time has passed
+        old = self._beside("old")
         exists = self.path.exists()
-        if exists:
-            self.path.rename(old)
-        try:
-            self._temporary.rename(self.path)
-        except BaseException:
+        with contextlib.ExitStack() as hold:
             if exists:
-                old.rename(self.path)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+                with contextlib.suppress(OSError):
+                    hold.enter_context(_held(self.path))  # under its other name, too
+                self.path.rename(old)
+            try:
+                self._temporary.rename(self.path)
+            except BaseException:
+                if exists:
+                    old.rename(self.path)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _held(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Holds a folder; the system lets go of it when this process ends, however it does.
+def _held(folder: Path) -> Iterator[None]:
+    """Holds a folder, whatever it is called; the system lets go of it when this process ends, however it does.
 
-    With `wait`, where locks are not to be had, as on some network disks, goes on without. Else raises `OSError` there,
-    and where another holds it.
+    Raises:
+      BlockingIOError: if it is held already: nobody waits, as a model is written into a folder that is held, in parts.
+      OSError: where there is none, or locks are not to be had, as on some network disks.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError) if wait else contextlib.nullcontext():
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(handle)
