@@ -354,6 +354,8 @@ def test_what_a_killed_process_left_is_put_right(tmp_path, caplog):
         assert not part.exists()
         NewFolder(target).check()
         assert writing.is_dir()  # is held
+        with NewFolder(writing / "part") as inner:  # as a model of several parts is written
+            (inner / "a").write_text("x")
         (writing / "config.json").write_text('{"model_type": "x"}')
     assert {file.name for file in tmp_path.iterdir()} == {"model", *(other.name for other in others)}
     # Between the two renames: the old model has gone, and the new one has not come.
