@@ -97,11 +97,16 @@ ENDS = [
     (RunError("the loss is no number"), FAILED),
     (ValueError("no such setting"), FAILED),
     (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 3 GiB"), FAILED),
+    (jax.errors.JaxRuntimeError("INTERNAL: Out of memory allocating 99 bytes"), FAILED),
     (jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllReduce failed: Connection closed by peer"), ABANDONED),
 ]
 
 
-@pytest.mark.parametrize(("error", "code"), ENDS)
+# Of a judge on the host that raises: the command shows it whole.
+CALLED = (jax.errors.JaxRuntimeError("INTERNAL: CpuCallback error calling callback: Traceback ..."), FAILED)
+
+
+@pytest.mark.parametrize(("error", "code"), [*ENDS, CALLED])
 def test_who_goes_alone_ends_with_the_code_of_its_reason(error, code):
     assert processes._exit_code(error) == code
 

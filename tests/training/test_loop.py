@@ -171,10 +171,14 @@ def test_others_files_are_left_alone(tmp_path, file, content, message):
 
 def test_two_runs_do_not_share_a_folder(tmp_path):
     # By another process: in this one a lock is its own.
-    holding = (
-        "import sys; from uae_jax.training import lock\nwith lock.held(__import__('pathlib').Path(sys.argv[1])):\n"
-    )
-    command = [sys.executable, "-c", holding + "    print('held', flush=True); input()", str(tmp_path)]
+    holding = """
+import pathlib, sys
+from uae_jax.training import lock
+with lock.held(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    input()
+"""
+    command = [sys.executable, "-c", holding, str(tmp_path)]
     other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "held\n"

@@ -249,7 +249,8 @@ def _exit_code(error: BaseException) -> int:
     """Of a process that cannot wait for the others: whether they are gone shows in what was to be done with them."""
     if isinstance(error, RunError):
         return error.exit_code
-    by_others = isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error)
+    own = ("RESOURCE_EXHAUSTED", "Out of memory", "CpuCallback")  # the last: what is called on the host has raised
+    by_others = isinstance(error, jax.errors.JaxRuntimeError) and not any(sign in str(error) for sign in own)
     return ABANDONED if by_others else FAILED
 
 

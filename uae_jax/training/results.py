@@ -67,11 +67,12 @@ def begin(workdir: Path, results: Mapping[str, Path], models: Sequence[str] = ()
 def _begin(workdir: Path, results: Mapping[str, Path], models: Sequence[str]) -> None:
     file = workdir / _BEGAN_FROM
     before = (_read(file) or {}) if begun(workdir) else {}
-    now: dict[str, Any] = {name: finished(folder) for name, folder in results.items()}
+    # Of what has gone, or was copied without its run, no step is known; what is done needs it no more.
+    now: dict[str, Any] = {name: finished(folder) or before.get(name) for name, folder in results.items()}
     now[_WEIGHTS] = before.get(_WEIGHTS, {}) | {name: fingerprint.of_content(name) for name in models}
     if before:
         for name, folder in results.items():
-            if before.get(name, now[name]) != now[name]:
+            if before.get(name) not in (None, now[name]):
                 raise ValueError(
                     f"{workdir}: began from {folder} as of step {before[name]}, which is of step {now[name]} now; "
                     f"remove {workdir} to train it anew, or take another --workdir"
