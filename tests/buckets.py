@@ -64,7 +64,16 @@ class Bucket(backend.Backend):
         return [f"{folder}/{name}" for name in fnmatch.filter(self.listdir(folder), pattern)]
 
     def walk(self, top, *, top_down=True, on_error=None):
-        raise NotImplementedError
+        """As gcsfs does: without "gs://", and what cannot be listed is passed over unless it is told otherwise."""
+        try:
+            entries = self.listdir(top)
+        except OSError as error:
+            return on_error(error) if on_error else None
+        folders = [name for name in entries if name and self.isdir(f"{top}/{name}")]
+        files = [name for name in entries if f"{_name(top)}/{name}" in self.objects]
+        yield _name(top), folders, files
+        for name in folders:
+            yield from self.walk(f"{_name(top)}/{name}")
 
     def makedirs(self, path, *, exist_ok=False, mode=None):
         if mode is not None:

@@ -136,15 +136,27 @@ def fetch(folder: str | os.PathLike) -> Path:
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Like `os.walk` from the top, also in buckets: folders taken out of the list are not gone into."""
+    """Like `os.walk` from the top, also in buckets: folders taken out of the list are not gone into.
+
+    Raises:
+      whatever a bucket's library does where it cannot list a folder, see `os_errors`.
+    """
     if not is_remote(folder):
         yield from ((Path(root), folders, files) for root, folders, files in os.walk(folder))
         return
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    folders = [entry.name for entry in entries if entry.is_dir()]
-    yield folder, folders, [entry.name for entry in entries if entry.name not in folders]
+    if not folder.is_dir():
+        return
+    # One listing for each folder, whatever is in it. Further down gcsfs would pass over what it cannot list, and it
+    # names folders without "gs://"; a folder's own marker has no name.
+    _, folders, files = next(folder.walk(on_error=_raise))
+    folders.sort()
+    yield folder, folders, sorted(filter(None, files))
     for name in folders:
         yield from walk(folder / name)
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 @contextlib.contextmanager

@@ -57,6 +57,24 @@ def test_tables_and_shards_are_read_from_a_bucket(bucket, path):
     assert [text if isinstance(text, str) else text.decode() for text in captions] == ["picture 0", "picture 1"]
 
 
+def test_a_folder_of_images_is_read_from_a_bucket(bucket, monkeypatch):
+    for name in ("1.png", "b/0.png", "b/.hidden/2.png", ".3.png", ""):  # the last marks the folder itself
+        bucket.put(f"bucket/photos/{name}", png(4))
+    bucket.put("bucket/photos/b/0.txt", b"a picture")
+    source = open_source(SourceConfig(path="gs://bucket/photos", captions=("caption",)))
+    assert [source.id(index) for index in (0, 1)] == ["gs://bucket/photos/1.png", "gs://bucket/photos/b/0.png"]
+    assert (len(source), shown(source[1]), source[1].captions["caption"]) == (2, 4, b"a picture")
+
+    def unreachable(self, path):
+        if path.endswith("b"):
+            raise OSError("503")
+        return buckets.Bucket.listdir(self, path)
+
+    monkeypatch.setattr(Bucket, "listdir", unreachable)
+    with pytest.raises(SourceError, match="gs://bucket/photos"):  # and not half of the images
+        open_source(SourceConfig(path="gs://bucket/photos"))
+
+
 @pytest.mark.parametrize("kind", ["auto", "folder"])
 def test_without_its_library_one_line_says_what_to_install(monkeypatch, kind):
     monkeypatch.setattr(paths, "LIBRARIES", ("no_such_library",))

@@ -4,6 +4,7 @@ import os
 
 from etils import epath
 
+from uae_jax import paths
 from uae_jax.data.images import SUFFIXES
 from uae_jax.data.records import Record
 from uae_jax.data.sources.base import SourceError, check_index, image_at, is_remote, nearest, read_text
@@ -71,9 +72,11 @@ def _unreadable(error: OSError) -> None:
 
 def _list_remote(root: str) -> list[str]:
     found = []
-    for folder, _, files in epath.Path(root).walk():
-        found += [os.fspath((folder / name).relative_to(root)) for name in files if _is_image(name)]
-    return sorted(name for name in found if not any(part.startswith(".") for part in name.split("/")))
+    with paths.os_errors(root):
+        for folder, folders, files in paths.walk(epath.Path(root)):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            found += [(folder / name).relative_to(root).as_posix() for name in files if _is_image(name)]
+    return sorted(found)
 
 
 def _is_image(name: str) -> bool:
