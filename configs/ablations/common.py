@@ -39,9 +39,10 @@ def read_loop(arg, arms):
 
 
 def chain(options, names, **settings) -> ConfigDict:
-    """Stages one after the other, with these settings changed in each."""
+    """Stages one after the other, with these settings changed in each; none spends more than a third in warm-up."""
     config = unguided(sizes.chain(options, [(name, STAGES[name]) for name in names], options.steps))
     for name in names:
+        config[name].optimiser.warmup = min(config[name].optimiser.warmup, max(options.steps // 3, 1))
         config[name].settings.update(ConfigDict(settings))
     return config
 
