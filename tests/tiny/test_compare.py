@@ -31,10 +31,22 @@ def test_the_interval_of_a_mean_is_the_textbook_one():
 def test_seeds_that_disagree_widen_the_interval():
     same = {"x": of_each(np.zeros(50))}
     runs = [{"x": of_each(np.full(50, value))} for value in (0.0, 0.3, 0.6)]
-    row = compare.compare(runs, [same] * 3, draws=2000)["x"]
-    # Scenes do not vary, so draws are means of three of {0, 0.3, 0.6}; 1 in 27 of them is 0, and as many 0.6.
-    assert (row["low"], row["high"]) == (0, pytest.approx(0.6))
+    row = compare.compare(runs, [same] * 3, draws=20)["x"]
+    # Scenes do not vary, so it is the textbook's interval of three values: 0.3 -+ 4.302653 * 0.3 / sqrt(3).
+    assert (row["low"], row["high"]) == (pytest.approx(-0.445241, abs=1e-6), pytest.approx(1.045241, abs=1e-6))
     assert row["by_seed"] == pytest.approx([0, 0.3, 0.6])
+
+
+@pytest.mark.parametrize(("seeds", "scenes"), [(2, 2), (3, 2), (3, 100)])
+def test_an_interval_holds_the_truth_as_often_as_it_says(seeds, scenes):
+    rng, held = np.random.default_rng(0), []
+    control = [{"x": of_each(np.zeros(scenes))}] * seeds
+    for _ in range(400):  # what chance makes of a training, and of the scenes in so far as they are many
+        noise = rng.standard_normal((seeds, 1)) + 3 * rng.standard_normal(scenes) * (scenes > 2)
+        row = compare.compare([{"x": of_each(own)} for own in np.broadcast_to(noise, (seeds, scenes))], control, 100)
+        held.append(row["x"]["low"] < 0 < row["x"]["high"])
+    # 0.95, where it is exact; 400 trials tell it to 0.011 (one sigma). Two parts together hold it more often.
+    assert 0.92 < np.mean(held) <= (0.98 if scenes == 2 else 1)
 
 
 def test_ratios_are_pooled_over_scenes():
@@ -45,9 +57,10 @@ def test_ratios_are_pooled_over_scenes():
 
 
 def test_the_table_marks_what_is_sure():
-    row = {"treated": 0.9, "control": 0.8, "difference": 0.1, "low": 0.05, "high": 0.15, "by_seed": [0.1]}
-    lines = compare.table({"sure": row, "unsure": row | {"low": -0.01}}).splitlines()
+    row = {"treated": 0.9, "control": 0.8, "difference": 0.1, "low": 0.05, "high": 0.15, "by_seed": [0.1, 0.1]}
+    lines = compare.table({"sure": row, "unsure": row | {"low": -0.01}, "one": row | {"by_seed": [0.1]}}).splitlines()
     assert "+0.100*" in lines[1] and "+0.100 " in lines[2] and lines[1].endswith("+0.100")
+    assert "+0.100 " in lines[3]  # of another training nothing is known
 
 
 def test_as_many_controls_as_runs(capsys):

@@ -5,8 +5,8 @@
 A RUN is the folder of a finished `uae train` run (its model lies in `model/`), a UAE folder, or "tiny"; first goes with
 first, and a single control serves all. `--control` may be given several times, for a table each. Every model captions
 and repaints the same scenes, with the guidance that it brings or the one given, judged by the scorers that come with
-the package. A table gives, of each figure, both means, their difference, its 95% interval by bootstrap over scenes and
-seeds, and the difference of each seed.
+the package. A table gives, of each figure, both means, their difference, its 95% interval over scenes and seeds (over
+scenes alone where there is one seed), and the difference of each seed.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import tqdm
+from scipy.special import stdtrit
 
 from uae_jax.pipeline import UAE
 from uae_jax.rewards.reconstruction import DEFAULT_PARTS, scorer_folder
@@ -68,16 +69,20 @@ def measure(run: str, scenes: Scenes, look: Look = Look()) -> Ratios:
 def compare(treated: Sequence[Ratios], control: Sequence[Ratios], draws: int = DRAWS, seed: int = 0) -> dict[str, dict]:
     """Differences and how sure they are.
 
+    The interval has two parts, whose distances are added as variances are (Zou and Donner 2008). Of the scenes: a
+    bootstrap that draws N of them with replacement, alike for all models, since the same scene is hard or easy for all
+    (Efron and Tibshirani, "An Introduction to the Bootstrap", 8.3). Of the seeds: Student's t of their differences; a
+    bootstrap of three would hold the truth three times in four. One seed has no such part, and its interval says
+    nothing of what another training would give.
+
     Args:
       treated, control: of each of S seeds, its figures on the same N scenes.
-      draws: of the bootstrap. Each draws S seeds and N scenes with replacement, the scenes alike for all models, since
-        the same scene is hard or easy for all of them (Efron and Tibshirani, "An Introduction to the Bootstrap", 8.3).
-        With so few seeds the interval is too narrow if anything, so look at the seeds' own differences, too.
+      draws: of the bootstrap.
       seed: of the draws.
 
     Returns:
-      figure -> "treated", "control", "difference", "low" and "high", the 2.5th and 97.5th percentile of the difference,
-      and "by_seed", a list.
+      figure -> "treated", "control", "difference", "low" and "high", the bounds of its 95% interval, and "by_seed", a
+      list.
     """
     names = list(treated[0])
     both = np.array([[[ratios[name] for name in names] for ratios in models] for models in (treated, control)])
@@ -86,31 +91,37 @@ def compare(treated: Sequence[Ratios], control: Sequence[Ratios], draws: int = D
     drawn = np.empty((draws, len(names)))
     for first in range(0, draws, _AT_ONCE):  # the same draws for every figure
         some = slice(first, min(first + _AT_ONCE, draws))
-        weights, chosen = _resampled(rng, some.stop - first, scenes, seeds)
-        sums = np.tensordot(weights, both, axes=(1, 3))  # [D, 2, S, F, 2]
-        rates = np.take_along_axis(_rates(sums), chosen[:, None, :, None], axis=2).mean(axis=2)
+        sums = np.tensordot(_resampled(rng, some.stop - first, scenes), both, axes=(1, 3))  # [D, 2, S, F, 2]
+        rates = _rates(sums).mean(axis=2)
         drawn[some] = np.round(rates[:, 0] - rates[:, 1], 12)  # the last digits of a sum are no difference
-    by_seed = _rates(both.sum(axis=3))  # [2, S, F]
-    means = by_seed.mean(axis=1)
+    treated_by_seed, control_by_seed = _rates(both.sum(axis=3))  # [S, F] each
+    by_seed = np.round(treated_by_seed - control_by_seed, 12)
+    difference = by_seed.mean(axis=0)
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
+    others = stdtrit(seeds - 1, 0.975) * by_seed.std(axis=0, ddof=1) / np.sqrt(seeds) if seeds > 1 else 0.0
+    low, high = difference - np.hypot(difference - low, others), difference + np.hypot(high - difference, others)
     return {
         name: {
-            "treated": float(means[0, i]),
-            "control": float(means[1, i]),
-            "difference": float((by_seed[0, :, i] - by_seed[1, :, i]).mean()),
+            "treated": float(treated_by_seed[:, i].mean()),
+            "control": float(control_by_seed[:, i].mean()),
+            "difference": float(difference[i]),
             "low": float(low[i]),
             "high": float(high[i]),
-            "by_seed": [float(x) for x in by_seed[0, :, i] - by_seed[1, :, i]],
+            "by_seed": [float(x) for x in by_seed[:, i]],
         }
         for i, name in enumerate(names)
     }
 
 
-def _resampled(rng: np.random.Generator, draws: int, scenes: int, seeds: int) -> tuple[np.ndarray, np.ndarray]:
-    """How often each scene is drawn, f64[D, N], and which seeds are, i64[D, S]."""
+def sure(row: dict) -> bool:
+    """Whether a figure differs: its interval is over seeds, too, and leaves out zero."""
+    return len(row["by_seed"]) > 1 and (row["low"] > 0 or row["high"] < 0)
+
+
+def _resampled(rng: np.random.Generator, draws: int, scenes: int) -> np.ndarray:
+    """How often each scene is drawn, f64[D, N]."""
     drawn = rng.integers(0, scenes, (draws, scenes)) + scenes * np.arange(draws)[:, None]
-    weights = np.bincount(drawn.ravel(), minlength=draws * scenes).reshape(draws, scenes)
-    return weights.astype(np.float64), rng.integers(0, seeds, (draws, seeds))
+    return np.bincount(drawn.ravel(), minlength=draws * scenes).reshape(draws, scenes).astype(np.float64)
 
 
 def _rates(sums: np.ndarray) -> np.ndarray:
@@ -120,13 +131,13 @@ def _rates(sums: np.ndarray) -> np.ndarray:
 
 
 def table(found: dict[str, dict]) -> str:
-    """A line for each figure; those whose interval excludes zero have a star."""
+    """A line for each figure; those that are `sure` have a star."""
     lines = [f"{'':22}{'treated':>9}{'control':>9}{'difference':>12}{'95% interval':>20}   by seed"]
     for name, row in found.items():
-        sure = "*" if row["low"] > 0 or row["high"] < 0 else " "
+        star = "*" if sure(row) else " "
         interval = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
         seeds = " ".join(f"{x:+.3f}" for x in row["by_seed"])
-        means = f"{row['treated']:9.3f}{row['control']:9.3f}{row['difference']:+11.3f}{sure}"
+        means = f"{row['treated']:9.3f}{row['control']:9.3f}{row['difference']:+11.3f}{star}"
         lines.append(f"{name:22}{means}{interval:>20}   {seeds}")
     return "\n".join(lines)
 

@@ -161,7 +161,7 @@ def test_a_seed_twice_is_refused(bench):
 
 
 def test_the_page_marks_what_rewarded_and_what_is_sure():
-    sure = {"treated": 0.9, "control": 0.8, "difference": 0.1, "low": 0.05, "high": 0.15, "by_seed": [0.1]}
+    sure = {"treated": 0.9, "control": 0.8, "difference": 0.1, "low": 0.05, "high": 0.15, "by_seed": [0.1, 0.1]}
     unsure = sure | {"low": -0.01}
     arms = {
         "clip": {"rewarded": ["clip"], "figures": {"clip": sure, "words": unsure}},

@@ -7,7 +7,7 @@ import numpy as np
 
 from uae_jax.rewards.reconstruction import UNIFIED
 from uae_jax.stages.scene_scores import of_each
-from uae_jax.tiny.compare import DRAWS, Ratios, compare
+from uae_jax.tiny.compare import DRAWS, Ratios, compare, sure
 
 HELD_OUT = "held_out"
 # Figure -> heading, in the order of the table.
@@ -25,10 +25,11 @@ COLUMNS = {
 }
 LEGEND = (
     "Held-out scenes. Each cell: the mean over seeds and scenes, and in brackets its difference from what the arm is "
-    "compared with and the 95% interval of that, by bootstrap over seeds and scenes; bold where the interval leaves "
-    "out zero. With few seeds intervals are too narrow if anything. unified: mean cosine of the four scorers; †: this "
-    "one rewarded; held out: mean of those that rewarded neither side; words: of a caption; precision, recall: of the "
-    "attributes that captions state; painting: how much of the scene is in what was painted from its caption."
+    "compared with and the 95% interval of that, over scenes (bootstrap) and seeds (Student's t); bold where the "
+    "interval leaves out zero. Of one seed it is over scenes alone, says nothing of another training, and nothing is "
+    "bold. unified: mean cosine of the four scorers; †: this one rewarded; held out: mean of those that rewarded "
+    "neither side; words: of a caption; precision, recall: of the attributes that captions state; painting: how much "
+    "of the scene is in what was painted from its caption."
 )
 
 
@@ -87,4 +88,4 @@ def _cell(column: str, row: Mapping[str, Any], itself: bool) -> str:
         return mean
     low, high = figure["low"], figure["high"]
     told = f"{mean} ({figure['difference']:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}])"
-    return f"**{told}**" if low > 0 or high < 0 else told
+    return f"**{told}**" if sure(figure) else told
