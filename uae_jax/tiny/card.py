@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from uae_jax.training.metrics import read_history
 from uae_jax.weights import checkpoint
 
 NAME = "MODEL_CARD.md"
@@ -89,7 +90,7 @@ def _before(folder: Path, config: dict[str, Any]) -> Path:
 
 def _run(folder: Path, config: dict[str, Any]) -> list[str]:
     settings = config.get("settings") or {}
-    rows = _metrics(folder / "metrics.jsonl")
+    rows = read_history(folder)
     lines = [
         f"- stage `{config['stage']}`, from `{settings.get('model', '')}`: {config['steps']} steps of "
         f"{config['batch_size']} examples, learning rate {config['optimiser']['learning_rate']:g}, seed "
@@ -103,12 +104,6 @@ def _run(folder: Path, config: dict[str, Any]) -> list[str]:
         told = ", ".join(f"{name.removeprefix('evaluation/')} {value:.4g}" for name, value in sorted(last.items()))
         lines.append(f"  - at the end, on held-out scenes: {told}")
     return lines
-
-
-def _metrics(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        return []
-    return [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
 
 
 def _duration(rows: list[dict[str, Any]]) -> str:

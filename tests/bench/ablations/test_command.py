@@ -132,6 +132,31 @@ def test_stages_that_several_runs_share_are_trained_once(bench, tmp_path):
     assert not (parted / "3_generation").is_symlink()
 
 
+def test_what_a_deleted_run_was_linked_for_is_trained_anew(bench, tmp_path):
+    run, done = bench
+    run("--only", "order", "--seeds", "0")
+    links = [path for path in (tmp_path / "runs").glob("*/*") if path.is_symlink()]
+    gone = {link.resolve().parent for link in links}
+    for folder in (*gone, tmp_path / "measured"):
+        shutil.rmtree(folder)
+    assert not any(link.exists() for link in links)
+    run("--only", "order", "--seeds", "0")
+    assert all(path.exists() for path in (tmp_path / "runs").glob("*/*"))
+
+
+def test_figures_of_other_weights_are_not_put_into_one_table(bench, tmp_path, monkeypatch):
+    """Runs are named for what was set, and "tiny" is whatever the package brings."""
+    run, done = bench
+    run("--only", "group", "--seeds", "0")
+    digest = command.fingerprint.of_content
+    monkeypatch.setattr(command.fingerprint, "of_content", lambda name: digest(name)[::-1])
+    told = run("--only", "group", "--seeds", "1", code=1).err
+    assert "of another tiny, which holds other weights or settings now; take another --workdir" in told
+    assert len(done["trained"]) == 4
+    (tmp_path / "weights.json").unlink()
+    run("--only", "group", "--seeds", "1")
+
+
 def test_a_call_keeps_the_ablations_of_earlier_ones(bench, tmp_path):
     run, done = bench
     first = json.loads(run("--only", "group", "--seeds", "0", "--json").out)

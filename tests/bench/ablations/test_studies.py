@@ -161,7 +161,8 @@ def test_what_was_run_tells_how_long_the_rest_takes(tmp_path):
     folder = tmp_path / FIRST.name / "1_understanding"
     folder.mkdir(parents=True)
     lines = [{"step": step, "steps_per_second": rate} for step, rate in ((2, 0.01), (4, 0.5), (6, 0.5))]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"step": 1}, *lines]))
+    text = "".join(json.dumps(line) + "\n" for line in [{"step": 1}, *lines])
+    (folder / "metrics.jsonl").write_text(text + '{"step": 8, "steps_per')  # its process was killed
     speeds = cost.observed([FIRST], tmp_path)
     assert speeds == {"gen_for_understanding": pytest.approx(2 / (12 * 8))}  # two seconds a step of 96 captions
     generation = 120 * 16 * 8 * cost.SECONDS["understanding_for_gen"]

@@ -2,6 +2,7 @@
 
 WORKDIR/runs/NAME/      each training, a folder of `uae train`; stages that another one has gone through are links
 WORKDIR/measured/       figures of each model and scene; what is measured needs its model no more
+WORKDIR/weights.json    a digest of each model that is trained or measured as it is
 WORKDIR/ablations.json  the table, and in ablations.md to read; ablations that are not asked for keep what they had
 """
 
@@ -26,8 +27,10 @@ from uae_jax.tiny.compare import Ratios
 from uae_jax.tiny.figures import Look, Scenes
 from uae_jax.training import chain
 from uae_jax.training.results import MODEL
+from uae_jax.weights import fingerprint, new
 
 TABLE = "ablations.json"
+WEIGHTS = "weights.json"
 
 
 def ablate(args: argparse.Namespace) -> int:
@@ -53,6 +56,7 @@ def ablate(args: argparse.Namespace) -> int:
         print(listing(runs, each, done, workdir))
         return 0
     kept(workdir)  # what cannot be read is said now, not after training
+    check_weights(workdir / WEIGHTS, {run.start for run in each.values()})
     measuring = Measuring(figures, workdir / "runs", Scenes.sample(args.scenes))
     for number, (name, run) in enumerate(each.items(), start=1):
         if name not in unmeasured:
@@ -91,11 +95,33 @@ def kept(workdir: Path) -> dict[str, Any]:
     return found
 
 
+def check_weights(file: Path, models: Iterable[str]) -> None:
+    """Remembers which weights runs begin from: their names, which say what is done, are those of models, not of these.
+
+    Raises:
+      ValueError: if a model holds others than when earlier runs began.
+      WeightsError: if there is no such model.
+    """
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    now = {name: fingerprint.of_content(name) for name in sorted(models) if not name.startswith(new.NEW)}
+    for name, digest in now.items():
+        if before.get(name, digest) != digest:
+            raise ValueError(
+                f"{file.parent}: runs and figures are of another {name}, which holds other weights or settings now; "
+                f"take another --workdir, or remove {file} to have them in one table all the same"
+            )
+    if now.keys() - before.keys():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps(before | now, indent=2) + "\n")
+
+
 def link_shared(run: Run, others: Iterable[Run], folder: Path) -> None:
     """Has a run find the stages that it shares with others done, as far as they are: links to the others' folders."""
     for other in others:
         owns, theirs = (chain.stage_folders(each.stages, folder / each.name) for each in (run, other))
         for own, done in list(zip(owns, theirs, strict=False))[: run.shared(other)]:
+            if own.is_symlink() and not own.exists():
+                own.unlink()  # to a run that was deleted
             if (done / MODEL).is_dir() and not own.exists():
                 own.parent.mkdir(parents=True, exist_ok=True)
                 own.symlink_to(os.path.relpath(done, own.parent), target_is_directory=True)

@@ -1,6 +1,5 @@
 """How long a run will take, about: by how fast others of its stages went, or as two CPU cores do it."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from uae_jax.bench.ablations.studies import Run
 from uae_jax.training.chain import stage_folders
 from uae_jax.training.config import Experiment
+from uae_jax.training.metrics import read_history
 
 # Seconds for one sample, caption or painting of the tiny size: the third estimated from a random model's first steps
 # on a crowded machine, the others from the work that they do beside it. Right to a factor of two or three.
@@ -34,9 +34,7 @@ def observed(runs: Iterable[Run], folder: Path) -> dict[str, float]:
     found = defaultdict(list)
     for run in runs:
         for (_, experiment), own in zip(run.stages, stage_folders(run.stages, folder / run.name), strict=True):
-            file = own / "metrics.jsonl"
-            lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
-            rates = [line["steps_per_second"] for line in lines if line.get("steps_per_second")]
+            rates = [line["steps_per_second"] for line in read_history(own) if line.get("steps_per_second")]
             if rates:
                 found[experiment.stage].append(1 / np.median(rates) / _rows(experiment))
     return {stage: float(np.median(values)) for stage, values in found.items()}
