@@ -3,7 +3,8 @@
 Two layouts of keys and two of `config.json` are in use. Keys: that of the hub, which transformers also writes
 (`model.layers...`, `visual...`), and that of the model in memory (`model.language_model.layers...`,
 `model.visual...`). Config: flat with `rope_scaling`, as on the hub, and nested with `rope_parameters`, as
-transformers 5 writes it. All four are read; hub keys and the nested config are written.
+transformers 5 writes it. All four are read; those of the hub are written, which every version of transformers reads:
+version 4, with which the authors published, takes a nested config for the sizes of the 72B model.
 """
 
 import re
@@ -55,6 +56,7 @@ _IMAGE_TOKENS = {
 }
 _TEXT_TOKENS = {"bos_token_id": 151_643, "eos_token_id": 151_645, "pad_token_id": None}
 _MROPE_SECTION = (16, 24, 24)
+_VISION_THETA = 10_000.0
 _FULL_ATTENTION_LAYERS = (7, 15, 23, 31)
 
 
@@ -88,34 +90,30 @@ def config_from_json(config_json: dict) -> Qwen2_5_VLConfig:
 
 
 def config_to_json(config: Qwen2_5_VLConfig) -> dict:
-    """Writes the nested form, which transformers 5 reads."""
+    """Writes the flat form of the hub."""
     text, vision, eos = config.text, config.vision, config.eos_token_id
+    angles = {}  # version 4 knows but one kind, and no key for it
+    if vision.rope_theta != _VISION_THETA:
+        angles["rope_parameters"] = {"rope_type": "axial", "rope_theta": vision.rope_theta}
     return {
         "architectures": [NAME],
         "model_type": _MODEL_TYPE,
         "tie_word_embeddings": config.tie_word_embeddings,
         **{key: getattr(config, key) for key in _IMAGE_TOKENS},
-        "text_config": {
-            "model_type": f"{_MODEL_TYPE}_text",
-            **{key: getattr(text, field) for key, (field, _) in _TEXT.items()},
-            "hidden_act": text.activation,
-            "rms_norm_eps": text.epsilon,
-            "use_sliding_window": False,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": text.rope_theta,
-                "mrope_section": list(text.mrope_section),
-            },
-            "bos_token_id": config.bos_token_id,
-            "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
-            "pad_token_id": config.pad_token_id,
-        },
+        **{key: getattr(text, field) for key, (field, _) in _TEXT.items()},
+        "hidden_act": text.activation,
+        "rms_norm_eps": text.epsilon,
+        "use_sliding_window": False,
+        "rope_theta": text.rope_theta,
+        "rope_scaling": {"type": "mrope", "mrope_section": list(text.mrope_section)},
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
+        "pad_token_id": config.pad_token_id,
         "vision_config": {
-            "model_type": f"{_MODEL_TYPE}_vision",
             **{key: getattr(vision, field) for key, (field, _) in _VISION.items()},
             "hidden_act": vision.activation,
             "fullatt_block_indexes": list(vision.full_attention_layers),
-            "rope_parameters": {"rope_type": "axial", "rope_theta": vision.rope_theta},
+            **angles,
         },
     }
 
@@ -153,7 +151,7 @@ def _vision_config(vision: Section) -> VisionConfig:
     return VisionConfig(
         **sizes,
         activation=_activation("vision", vision),
-        rope_theta=float(rope.get("rope_theta", 10_000.0)),
+        rope_theta=float(rope.get("rope_theta", _VISION_THETA)),
         full_attention_layers=_numbers(
             "fullatt_block_indexes", vision.get("fullatt_block_indexes", _FULL_ATTENTION_LAYERS)
         ),
