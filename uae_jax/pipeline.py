@@ -455,9 +455,6 @@ def _look_for(root: Path, scorers: Iterable[str | os.PathLike], processor: str |
         check_tokenizer(folder, [file.name for file in folder.iterdir()])
     for scorer in scorers:
         pretrained.read_config(scorer)
-    if not (root / checkpoint.UAE_NATIVE).is_file():
-        for part in (uae.LLM, uae.DIT, *(f"{uae.SD3}/{part}" for part in ("vae", "text_encoder", "text_encoder_2"))):
-            checkpoint.open_checkpoint(root / part)  # headers alone
 
 
 def _opened(images: Any) -> list[Image.Image]:

@@ -23,6 +23,7 @@ from uae_jax.weights.safetensors import Tensor
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
+safetensors_numpy = pytest.importorskip("safetensors.numpy")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 parity = pytest.importorskip("tests.parity")
 twin = pytest.importorskip("tests.weights.toy_torch")
@@ -431,6 +432,9 @@ def test_folders_without_an_adapter_and_pickled_ones(tmp_path):
     (tmp_path / "adapter_model.bin").write_bytes(b"x")
     with pytest.raises(WeightsError, match=r"adapter_model\.bin: a pickle file"):
         load(tmp_path)
+    arrays = {key: tensor.read() for key, tensor in adapter_arrays("blocks.0.mlp.up", 8, 12).items()}
+    safetensors_numpy.save_file(arrays, tmp_path / "adapter_model.safetensors")
+    load(tmp_path)  # where both are there PEFT takes this one, too
 
 
 def test_adapters_that_cannot_be_published_are_refused(tmp_path):

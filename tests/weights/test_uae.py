@@ -16,11 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from tests import published
 from uae_jax import cli
+from uae_jax.pipeline import UAE
+from uae_jax.rewards.scorers import Scorer
 from uae_jax.weights import checkpoint, uae
 from uae_jax.weights.errors import WeightsError
 
 PARTS = ("llm_model", "llm_lora", "dit", "dit_lora", "SD3/vae", "SD3/text_encoder", "SD3/text_encoder_2")
 # The wrapped state dict repeats the embedding as the tied head; it is read, and not written a second time.
+TINY = checkpoint.resolve("tiny")
 TIED = "llm_lora:model.base_model.model.lm_head.weight"
 
 
@@ -127,6 +130,66 @@ def test_a_single_model_converts_and_exports_too(folder, tmp_path):
     got, wanted = (checkpoint.open_checkpoint(place) for place in (tmp_path / "back", folder / "SD3/vae"))
     assert got.keys() == wanted.keys()
     assert all(got[key].read().tobytes() == wanted[key].read().tobytes() for key in wanted)
+
+
+def test_a_converted_scorer_sees_images_as_it_did(tmp_path):
+    """Preprocessing lies beside the weights, and is not its family's default here."""
+    native, back = tmp_path / "native", tmp_path / "back"
+    assert cli.main(["convert", "tiny/scorers/dinov2", str(native)]) == 0
+    assert cli.main(["export", str(native), str(back)]) == 0
+    one, *others = (Scorer.from_pretrained(place).preprocessing for place in ("tiny/scorers/dinov2", native, back))
+    assert others == [one, one] and (one.shortest, one.side) == (64, 64)
+
+
+def test_scorers_go_with_their_model(tmp_path):
+    native, back = tmp_path / "native", tmp_path / "back"
+    assert cli.main(["convert", "tiny", str(native)]) == 0
+    assert cli.main(["export", str(native), str(back)]) == 0
+    UAE.from_pretrained(back, scorers={}).save_pretrained(back, force=True)
+    for place in (native, back):
+        names = sorted(file.relative_to(place) for file in (place / "scorers").rglob("*"))
+        assert names == sorted(file.relative_to(TINY) for file in (TINY / "scorers").rglob("*")) != []
+
+
+@pytest.mark.parametrize("command", ["convert", "export"])
+def test_what_is_read_is_not_replaced(folder, converted, tmp_path, capsys, command):
+    root = tmp_path / "model"
+    shutil.copytree(folder if command == "convert" else converted[0], root)
+    part = root / ("SD3/vae" if command == "convert" else "vae")
+    for source in (root, part):
+        assert cli.main([command, str(source), str(root), "--force"]) == 1
+        assert f"would replace {source}, which is to be read" in capsys.readouterr().err
+    assert (root / ("llm_model" if command == "convert" else "encoder")).is_dir()
+
+
+def test_alpha_is_guessed_for_the_published_rank_alone(folder, tmp_path):
+    root = tmp_path / "other"
+    shutil.copytree(folder, root)
+    for file in root.glob("llm_lora/*.safetensors"):
+        tensors = load_file(file)
+        halved = {k: v[:16] for k, v in tensors.items() if ".lora_A." in k}
+        halved |= {k: v[:, :16] for k, v in tensors.items() if ".lora_B." in k}
+        save_file({k: v.contiguous() for k, v in (tensors | halved).items()}, file, metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match=r"no adapter_config\.json says its alpha.* and this is of rank 16"):
+        uae.load(root)
+    config = {"peft_type": "LORA", "r": 16, "lora_alpha": 8, "target_modules": ["q_proj"]}
+    checkpoint.write_json(root / "llm_lora/adapter_config.json", config)
+    assert uae.load(root).encoder_lora.config.alpha == 8
+
+
+@pytest.mark.parametrize("part", ["SD3/text_encoder_2", "dit", "dit_lora"])
+def test_looking_finds_what_is_wrong_with_any_part_and_reads_no_weights(folder, tmp_path, monkeypatch, part):
+    root = tmp_path / "broken"
+    shutil.copytree(folder, root)
+    uae.look_for(root)
+    file = next((root / part).glob("*.safetensors"))
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    tensors[name] = tensors[name][..., :1].contiguous()
+    save_file(tensors, file, metadata={"format": "pt"})
+    monkeypatch.setattr(np, "fromfile", None)  # by which tensors are read
+    with pytest.raises(WeightsError, match=re.escape(str(root / part))):
+        uae.look_for(root)
 
 
 @pytest.mark.slow

@@ -23,8 +23,7 @@ from uae_jax.data.vision_inputs import CLIP_MEAN, CLIP_STD
 from uae_jax.models.runtime import Runtime
 from uae_jax.weights import checkpoint, shapes_only
 from uae_jax.weights.architecture import Pretrained
-from uae_jax.weights.errors import WeightsError
-from uae_jax.weights.pretrained import load_pretrained
+from uae_jax.weights.pretrained import load_pretrained, read_files
 
 Array = jax.Array
 
@@ -134,10 +133,6 @@ def _reads_more(model: Pretrained) -> bool:
     return text is not None and text.positions > _CLIP_TEXT
 
 
-def _no_stand_in(name: str, kind: str) -> Any:
-    raise WeightsError(f"{name}: no {kind} there")
-
-
 @dataclasses.dataclass
 class Scorer:
     """A feature extractor and its preprocessing."""
@@ -166,8 +161,7 @@ class Scorer:
             default = dataclasses.replace(CLIP_INPUT, shortest=side, side=side, rounded=long)
         stated = {}
         if not (shapes_only.active() and not shapes_only.is_there(name_or_path, "model")):
-            file = checkpoint.resolve(name_or_path) / "preprocessor_config.json"
-            stated = json.loads(file.read_text()) if file.is_file() else {}
+            stated = json.loads(read_files(name_or_path).get("preprocessor_config.json", b"{}"))
         return cls(model, preprocessing_from_json(stated, default))
 
     @classmethod
@@ -181,10 +175,8 @@ class Scorer:
         Raises:
           WeightsError, ValueError: see above.
         """
-        folder, found = checkpoint.resolve(name_or_path), []
-        with shapes_only.shapes_only(_no_stand_in):
-            jax.eval_shape(lambda: found.append(cls.from_pretrained(folder)))
-        model = found[0].model
+        folder = checkpoint.resolve(name_or_path)
+        model = shapes_only.tried(lambda: cls.from_pretrained(folder)).model
         kind, text = model.architecture.name, getattr(model.config, "text", None)
         wanted = {"clip": "CLIP", "longclip": "CLIP", "dinov2": "Dinov2", "dinov3": "DINOv3"}.get(name, "")
         if not kind.startswith(wanted):

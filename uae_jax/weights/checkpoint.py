@@ -39,6 +39,7 @@ MARKERS = {
     "model_index.json": ("_class_name",),
     "adapter_config.json": ("peft_type",),
 }
+TEXT_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 EMBEDDED = Path(__file__).parent.parent / "assets"  # models that come with the package, by name
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _INDEX = ".safetensors.index.json"
@@ -288,9 +289,26 @@ def write_checkpoint(
             collections.deque(values, maxlen=0)
 
 
+def text_files(folder: Path) -> list[Path]:
+    """What lies beside weights: tokenizer, processor, scheduler; not configs and indexes, which are written anew."""
+    return [
+        file
+        for file in sorted(folder.glob("*"))
+        if file.suffix in TEXT_SUFFIXES and file.is_file()
+        if file.name != "config.json" and not file.name.endswith(_INDEX)
+    ]
+
+
 def write_json(path: Path, value: object) -> None:
     """Writes JSON the way the published folders have it: two spaces, sorted keys, a final newline."""
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def write_files(root: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files by their paths below a folder."""
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
 
 
 class NewFolder:
@@ -431,7 +449,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    """Whether a folder can be nothing but a written model, so that replacing it destroys no other data."""
+    """Whether a folder holds a written model, and so may be replaced, with whatever else has been put into it."""
     if paths.is_remote(folder):  # or what is left of one
         return any((folder / name).exists() for name in (paths.UNFINISHED, *MARKERS))
     for name, fields in MARKERS.items():

@@ -29,10 +29,11 @@ def convert(src: str, dst: str | os.PathLike, *, subfolder: str = "", dtype: Any
 
     Raises:
       WeightsError: if `src` cannot be read, or is native already.
-      FileExistsError: see `checkpoint.NewFolder`; before anything is read.
+      FileExistsError: see `checkpoint.NewFolder`, or if `src` lies in `dst`; before anything is read.
     """
     checkpoint.NewFolder(dst, force=force).check()
     root = checkpoint.resolve(src, subfolder=subfolder) / subfolder
+    _check_apart(root, dst)
     if (root / checkpoint.NATIVE).is_file() or (root / checkpoint.UAE_NATIVE).is_file():
         raise WeightsError(f"{root}: is native already; load it as it is, or `uae export` it")
     with reading_bar(root) as progress:
@@ -47,7 +48,7 @@ def convert(src: str, dst: str | os.PathLike, *, subfolder: str = "", dtype: Any
             )
         else:
             model = pretrained.load_pretrained(root, dtype=dtype, progress=progress)
-    native.save_native(model, dst, force=force)
+    native.save_native(model, dst, force=force, files=pretrained.read_files(root) if root.is_dir() else {})
     return f"{dst}: {_describe(model)}"
 
 
@@ -67,19 +68,27 @@ def export(
 
     Raises:
       WeightsError: if `src` is not native.
-      FileExistsError: see `checkpoint.NewFolder`; before anything is read.
+      FileExistsError: see `checkpoint.NewFolder`, or if `src` lies in `dst`; before anything is read.
     """
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}, wanted a positive number")
     checkpoint.NewFolder(dst, force=force).check()
     root = paths.fetch(src) if paths.is_remote(src) else Path(src).expanduser()
+    _check_apart(root, dst)
     if (root / checkpoint.UAE_NATIVE).is_file():
         weights = uae.load(root)
         uae.save_published(weights, dst, force=force, max_shard_bytes=max_shard_bytes)
         return f"{dst}: {_describe_uae(weights)}"
     model = native.load_native(root)
-    pretrained.save_pretrained(model, dst, force=force, max_shard_bytes=max_shard_bytes)
+    files = pretrained.read_files(root)
+    pretrained.save_pretrained(model, dst, force=force, max_shard_bytes=max_shard_bytes, files=files)
     return f"{dst}: {_describe(model)}"
+
+
+def _check_apart(src: Path, dst: str | os.PathLike) -> None:
+    """Raises `FileExistsError` where writing one folder would replace what is read, or what it is a part of."""
+    if not paths.is_remote(dst) and src.resolve().is_relative_to(Path(dst).expanduser().resolve()):
+        raise FileExistsError(f"{dst}: would replace {src}, which is to be read; choose another folder")
 
 
 def _describe(model: Pretrained) -> str:

@@ -28,7 +28,7 @@ def of_processor(name_or_path: str | os.PathLike) -> str:
       WeightsError: if there is none.
     """
     root = checkpoint.resolve(name_or_path)
-    return of_files(root, (file for file in root.glob("*") if file.suffix in uae.TEXT_SUFFIXES))
+    return of_files(root, (file for file in root.glob("*") if file.suffix in checkpoint.TEXT_SUFFIXES))
 
 
 def of_content(name_or_path: str | os.PathLike) -> str:
@@ -40,7 +40,7 @@ def of_content(name_or_path: str | os.PathLike) -> str:
       WeightsError: if there is no such folder.
     """
     root, digest = checkpoint.resolve(name_or_path), hashlib.sha256()
-    for file in sorted(file for file in root.rglob("*") if file.suffix in (".safetensors", *uae.TEXT_SUFFIXES)):
+    for file in sorted(file for file in root.rglob("*") if file.suffix in (".safetensors", *checkpoint.TEXT_SUFFIXES)):
         digest.update(f"{file.relative_to(root)}\0{file.stat().st_size}\n".encode(errors="surrogateescape"))
         with file.open("rb") as opened:
             for place in _places(file.stat().st_size):

@@ -2,6 +2,7 @@
 
     folder/native.json   {"format": 1, "architecture": "...", "config": {...}}
     folder/params/       Orbax
+    folder/files/        tokenizer, processor
 
 A published checkpoint is read once, transposed and stacked, and written thus by `uae convert`; from then on every
 device reads its own shards and nothing is rearranged.
@@ -9,6 +10,7 @@ device reads its own shards and nothing is rearranged.
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +30,19 @@ from uae_jax.weights.transfer import Progress, target_dtype
 
 FORMAT = 1
 _PARAMS = "params"
+FILES = "files"
 
 
-def save_native(model: Pretrained, folder: str | os.PathLike, *, force: bool = False) -> None:
+def save_native(
+    model: Pretrained, folder: str | os.PathLike, *, force: bool = False, files: Mapping[str, bytes] = {}
+) -> None:
     """Writes a model in the native format; the folder appears complete or not at all.
+
+    Args:
+      model: what is written.
+      folder: that appears.
+      force: see `checkpoint.NewFolder`.
+      files: what belongs to it beside weights, by name.
 
     Raises:
       FileExistsError: see `checkpoint.NewFolder`.
@@ -46,6 +57,7 @@ def save_native(model: Pretrained, folder: str | os.PathLike, *, force: bool = F
     }
     with checkpoint.NewFolder(folder, force=force) as temporary:
         checkpoint.write_json(temporary / NATIVE, manifest)
+        checkpoint.write_files(temporary / FILES, files)
         with _checkpointer() as checkpointer:
             checkpointer.save(temporary / _PARAMS, model.params)
 

@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from uae_jax.models import lora
 from uae_jax.models.lora import LoRAConfig
 from uae_jax.parallel import global_arrays, sharding
-from uae_jax.weights import checkpoint, safetensors, transfer
+from uae_jax.weights import checkpoint, safetensors, shapes_only, transfer
 from uae_jax.weights.architecture import Architecture
 from uae_jax.weights.errors import WeightsError, gathered
 from uae_jax.weights.safetensors import Tensor
@@ -78,8 +78,9 @@ def load_adapter(
     path = checkpoint.resolve(name_or_path)
     if (path / CONFIG).is_file():
         rank, alpha = read_config(path / CONFIG)
-        checkpoint.refuse_pickle(next(path.glob(f"{WEIGHTS}.bin"), path / WEIGHTS))
         file = path / f"{WEIGHTS}.safetensors"
+        if not file.is_file():
+            checkpoint.refuse_pickle(next(path.glob(f"{WEIGHTS}.bin"), file))
         tensors = checkpoint.open_checkpoint(file)
     else:
         file = path / DIFFUSERS_WEIGHTS if path.is_dir() else path
@@ -157,6 +158,11 @@ def split_wrapped(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dic
             raise WeightsError(f"{tensor.file}: {key}: also there as {part[name].key}, wanted one adapter")
         part[name] = tensor
     return adapter, base
+
+
+def rank_of(tensors: Mapping[str, Tensor]) -> int:
+    """The rank of an adapter, as of `split_wrapped`."""
+    return next(tensor.shape[0] for key, tensor in tensors.items() if key.endswith(".lora_A.weight"))
 
 
 def adapter_from_tensors(
@@ -280,8 +286,12 @@ def _build(filled: list[tuple[_Place, Tensor, Tensor]], rank: int, dtype: Any) -
     """Native path -> leaf, on the host."""
     target = transfer.target_dtype([tensor.dtype for _, *pair in filled for tensor in pair], dtype)
     flat: dict[str, np.ndarray] = {}
-    for place, a, b in filled:
-        native = {"a": a.read().T, "b": place.entry.layout.to_native(b.read())}
+    for place, *pair in filled:
+        if shapes_only.active():
+            a, b = (np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape) for tensor in pair)
+        else:
+            a, b = (tensor.read() for tensor in pair)
+        native = {"a": a.T, "b": place.entry.layout.to_native(b)}
         for name, value in native.items():
             path = f"{place.path}/{name}"
             if place.layer is None:

@@ -4,6 +4,7 @@
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def _read_config(folder: Path) -> tuple[Architecture, Any]:
     config_json = checkpoint.read_json(folder / "config.json")
     architecture = registry.find(registry.name_in(config_json, str(folder / "config.json")), str(folder))
     return architecture, architecture.config_from_json(config_json)
+
+
+def read_files(name_or_path: str | os.PathLike) -> dict[str, bytes]:
+    """What belongs to a model beside its config and weights (tokenizer, processor), by name."""
+    folder = checkpoint.resolve(name_or_path)
+    if (folder / checkpoint.NATIVE).exists():
+        folder = folder / native.FILES
+    return {file.name: file.read_bytes() for file in checkpoint.text_files(folder)}
 
 
 def load_pretrained(
@@ -89,14 +98,22 @@ def from_tensors(
 
 
 def save_pretrained(
-    model: Pretrained, path: str | os.PathLike, *, force: bool = False, max_shard_bytes: int = 5_000_000_000
+    model: Pretrained,
+    path: str | os.PathLike,
+    *,
+    force: bool = False,
+    max_shard_bytes: int = 5_000_000_000,
+    files: Mapping[str, bytes] = {},
 ) -> None:
     """Writes a folder that transformers or diffusers load with no key missing and none unexpected.
+
+    `files` go beside it by their names, see `read_files`.
 
     Raises:
       FileExistsError: if `path` exists and is not empty, unless `force`.
     """
     with checkpoint.NewFolder(path, force=force) as folder:
+        checkpoint.write_files(folder, files)
         write_model(model, folder, max_shard_bytes=max_shard_bytes)
 
 

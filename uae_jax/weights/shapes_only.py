@@ -9,7 +9,7 @@ import contextlib
 import contextvars
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from uae_jax.weights import checkpoint
 from uae_jax.weights.errors import WeightsError
 
+Opened = TypeVar("Opened")
 StandIn = Callable[[str, str], Any]  # (name, "uae" or "model") -> `UAEWeights` or `Pretrained`
 
 _stand_in: contextvars.ContextVar[StandIn | None] = contextvars.ContextVar("stand_in", default=None)
@@ -34,6 +35,18 @@ def shapes_only(stand_in: StandIn) -> Iterator[None]:
         yield
     finally:
         _stand_in.reset(token)
+
+
+def tried(opens: Callable[[], Opened]) -> Opened:
+    """What a function opens, by its shapes; raises what it would, having read no weights."""
+    found = []
+    with shapes_only(_absent):
+        jax.eval_shape(lambda: found.append(opens()))
+    return found[0]
+
+
+def _absent(name: str, kind: str) -> Any:
+    raise WeightsError(f"{name}: no {kind} there")
 
 
 def active() -> bool:

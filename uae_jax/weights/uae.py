@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,7 +28,7 @@ from jax.sharding import Mesh
 
 from uae_jax.models.lora import LoRAConfig
 from uae_jax.parallel import sharding
-from uae_jax.weights import checkpoint, native, peft, pretrained, projector, qwen2_5_vl, transfer
+from uae_jax.weights import checkpoint, native, peft, pretrained, projector, qwen2_5_vl, shapes_only, transfer
 from uae_jax.weights.architecture import Pretrained
 from uae_jax.weights.checkpoint import UAE_NATIVE
 from uae_jax.weights.errors import WeightsError
@@ -37,14 +38,13 @@ FORMAT = 1
 LLM, LLM_LORA, DIT, DIT_LORA, SD3 = "llm_model", "llm_lora", "dit", "dit_lora", "SD3"
 INFERENCE = "inference.json"  # settings that suit the model, see `uae_jax.defaults`
 SCORERS = "scorers"  # a folder of each scorer that belongs to the model
-PUBLISHED_ALPHA = 64.0  # of llm_lora, which states its rank by its shapes and alpha nowhere
+PUBLISHED_RANK, PUBLISHED_ALPHA = 32, 64.0  # of llm_lora, which states its rank by its shapes and alpha nowhere
 _SD3_PARTS = ("vae", "text_encoder", "text_encoder_2")
 _PARTS = ("encoder", "projector", "decoder", *_SD3_PARTS)
 _WRAPPED = "model.base_model.model."  # what the keys of llm_lora begin with
 _FILES = "files"
 # What either layout may hold, scorers left out, which take no part in what the model does.
 CONTENT = (UAE_NATIVE, *_PARTS, "encoder_lora", "decoder_lora", _FILES, LLM, LLM_LORA, DIT, DIT_LORA, SD3, INFERENCE)
-TEXT_SUFFIXES = (".json", ".txt", ".jinja", ".model")
 
 
 @dataclasses.dataclass
@@ -66,6 +66,7 @@ class UAEWeights:
       vae, text_encoder, text_encoder_2: of SD3; the text encoders (CLIP-L, CLIP-G) only make one constant vector.
       encoder_lora, decoder_lora: adapters, or None.
       files: everything else that belongs to the folder (tokenizers, processor, scheduler), by its published path.
+      scorers: the folder of those that belong to the model, which go with it as they are, or None.
     """
 
     encoder: Pretrained
@@ -77,6 +78,7 @@ class UAEWeights:
     encoder_lora: Adapter | None = None
     decoder_lora: Adapter | None = None
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    scorers: Path | None = None
 
 
 def read_files(name_or_path: str | os.PathLike) -> dict[str, bytes]:
@@ -93,10 +95,9 @@ def is_published(folder: Path) -> bool:
 
 
 def look_for(name_or_path: str | os.PathLike) -> None:
-    """Raises `WeightsError` where `load` will find no folder, or one of another layout."""
+    """Raises `WeightsError` where `load` will, having read no weights."""
     root = checkpoint.resolve(name_or_path)
-    if not (root / UAE_NATIVE).is_file():
-        _check_layout(root)
+    shapes_only.tried(lambda: load(root))
 
 
 def _check_layout(root: Path) -> None:
@@ -154,6 +155,7 @@ def load(
         encoder_lora=encoder_lora,
         decoder_lora=_load_adapter(root / DIT_LORA, decoder, place) if (root / DIT_LORA).is_dir() else None,
         files=_read_files(root),
+        scorers=_scorers(root),
     )
 
 
@@ -197,6 +199,11 @@ def _load_encoder(root: Path, to: dict, place: dict) -> tuple[Pretrained, Pretra
             alpha = PUBLISHED_ALPHA
             if (root / LLM_LORA / peft.CONFIG).is_file():
                 alpha = peft.read_config(root / LLM_LORA / peft.CONFIG)[1]
+            elif (rank := peft.rank_of(deltas)) != PUBLISHED_RANK:
+                raise WeightsError(
+                    f"{source}: no {peft.CONFIG} says its alpha, which is known of the published one, of rank "
+                    f"{PUBLISHED_RANK}, and this is of rank {rank}; put one there with r and lora_alpha"
+                )
             adapter = Adapter(
                 *peft.adapter_from_tensors(architecture, config, deltas, source=source, alpha=alpha, **place)
             )
@@ -224,10 +231,7 @@ def _read_files(root: Path) -> dict[str, bytes]:
     folders = [LLM, *(f"{SD3}/{part}" for part in ("", "scheduler", "tokenizer", "tokenizer_2"))]
     found = {INFERENCE: (root / INFERENCE).read_bytes()} if (root / INFERENCE).is_file() else {}
     for folder in folders:
-        for file in sorted((root / folder).glob("*")):
-            ours = file.name == "config.json" or file.name.endswith(".safetensors.index.json")
-            if file.suffix in TEXT_SUFFIXES and file.is_file() and not ours:
-                found[str(file.relative_to(root))] = file.read_bytes()
+        found |= {str(file.relative_to(root)): file.read_bytes() for file in checkpoint.text_files(root / folder)}
     return found
 
 
@@ -241,7 +245,16 @@ def _load_native(root: Path, to: dict, place: dict) -> UAEWeights:
         for part in ("encoder", "decoder")
         if manifest.get(f"{part}_lora")
     }
-    return UAEWeights(**parts, **adapters, files=_read_native_files(root))
+    return UAEWeights(**parts, **adapters, files=_read_native_files(root), scorers=_scorers(root))
+
+
+def _scorers(root: Path) -> Path | None:
+    return root / SCORERS if (root / SCORERS).is_dir() else None
+
+
+def _copy_scorers(weights: UAEWeights, root: Path) -> None:
+    if weights.scorers is not None:
+        shutil.copytree(weights.scorers, root / SCORERS)
 
 
 def _read_native_files(root: Path) -> dict[str, bytes]:
@@ -260,7 +273,8 @@ def save_native(weights: UAEWeights, folder: str | os.PathLike, *, force: bool =
             native.save_native(getattr(weights, part), temporary / part)
         for part in ("encoder", "decoder"):
             _save_adapter(temporary / f"{part}_lora", getattr(weights, f"{part}_lora"), getattr(weights, part))
-        _write_files(temporary / _FILES, weights.files)
+        checkpoint.write_files(temporary / _FILES, weights.files)
+        _copy_scorers(weights, temporary)
         manifest = {f"{part}_lora": getattr(weights, f"{part}_lora") is not None for part in ("encoder", "decoder")}
         checkpoint.write_json(temporary / UAE_NATIVE, {"format": FORMAT, **manifest})
 
@@ -291,7 +305,8 @@ def save_published(
         for part, name in {"decoder": DIT, **{part: f"{SD3}/{part}" for part in _SD3_PARTS}}.items():
             (root / name).mkdir(parents=True)
             pretrained.write_model(getattr(weights, part), root / name, dtype=dtype, max_shard_bytes=max_shard_bytes)
-        _write_files(root, weights.files)
+        checkpoint.write_files(root, weights.files)
+        _copy_scorers(weights, root)
         (root / LLM).mkdir(exist_ok=True)
         encoder = weights.encoder
         checkpoint.write_json(root / LLM / "config.json", encoder.architecture.config_to_json(encoder.config))
@@ -352,7 +367,7 @@ def _save_adapter(folder: Path, adapter: Adapter | None, base: Pretrained) -> No
 def files_on_disk(weights: UAEWeights) -> Iterator[Path]:
     """Lays `weights.files` out in a temporary folder, for libraries that read folders only."""
     with tempfile.TemporaryDirectory() as folder:
-        _write_files(Path(folder), weights.files)
+        checkpoint.write_files(Path(folder), weights.files)
         yield Path(folder)
 
 
@@ -360,9 +375,3 @@ def scheduler_shift(weights: UAEWeights, default: float = 3.0) -> float:
     """The noise schedule's shift, from SD3's `scheduler_config.json`."""
     stated = weights.files.get(f"{SD3}/scheduler/scheduler_config.json")
     return float(json.loads(stated).get("shift", default)) if stated else default
-
-
-def _write_files(root: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)

@@ -133,7 +133,7 @@ def test_stages_that_several_runs_share_are_trained_once(bench, tmp_path):
 
 
 def test_what_a_deleted_run_was_linked_for_is_trained_anew(bench, tmp_path):
-    run, done = bench
+    run, _ = bench
     run("--only", "order", "--seeds", "0")
     links = [path for path in (tmp_path / "runs").glob("*/*") if path.is_symlink()]
     gone = {link.resolve().parent for link in links}
