@@ -190,6 +190,8 @@ def test_prompts_from_a_file_plain_and_json(run, tmp_path):
         (b"{oops", ":1: not JSON"),
         (b"caf\xe9", r"not UTF-8 \(byte 3\)"),
         (b'{"prompt": " "}', ":1: no 'prompt' or 'caption'"),
+        (b'["a circle"] is a plain prompt\n[{"prompt": "a circle"}]', ":2: a JSON list, wanted a line for each"),
+        (b'a\n{"prompt": "half of a character: \\ud83d"}', r":2: text is not UTF-8 \(character 21\)"),
         (None, "No such file"),
     ],
 )
@@ -309,6 +311,16 @@ def test_out_of_memory_advises_flags_that_the_command_has(tmp_path, capsys, monk
     told = last(capsys.readouterr().err)
     assert told.startswith("uae: error: out of memory; a higher `accumulate`")
     assert "--memory-gb" not in told
+    monkeypatch.setattr("uae_jax.training.command.encode", exhausted)
+    args = ["data", "encode", "--config", "configs/pretrain.py", "--output", str(tmp_path / "o.array_record")]
+    assert cli.main(args) == 1
+    assert last(capsys.readouterr().err) == "uae: error: out of memory; a lower --batch-size makes smaller ones"
+
+
+def test_importing_starts_no_device():
+    """What needs none, as `uae data inspect`, runs beside a training that holds the TPU."""
+    code = "import uae_jax.data_commands, jax; assert not jax._src.xla_bridge.backends_are_initialized()"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_full_disk_is_told_with_the_file_and_the_remedy(tmp_path, capsys, monkeypatch):
@@ -349,6 +361,18 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 # -- errors and usage
 
 
+@pytest.mark.parametrize(("place", "wanted"), [("device", (0, False)), ("split", (8, False)), ("host", (0, True))])
+def test_where_weights_lie_is_an_option(photos, monkeypatch, place, wanted):
+    def from_pretrained(_, mesh, staged, **__):
+        found.append((mesh.size if mesh is not None else 0, staged))
+        raise ValueError("enough")
+
+    found = []
+    monkeypatch.setattr(UAE, "from_pretrained", classmethod(from_pretrained))
+    assert cli.main(["caption", str(photos), "--place", place]) == 1
+    assert found == [wanted]  # of 8 devices
+
+
 def test_a_missing_model_is_told_in_one_line(photos, capsys):
     assert cli.main(["caption", str(photos), "--model", "/no/such/model"]) == 1
     out, err = capsys.readouterr()
@@ -369,8 +393,16 @@ def test_a_missing_model_is_told_in_one_line(photos, capsys):
         (["generate", "x", "--size", "64x"], "--size is '64x'"),
         (["generate", "x", "--guidance", "nan"], "guidance is nan"),
         (["generate", "x", " "], "prompt 2 is empty, wanted what to paint"),
-        (["reconstruct", "{photos}", "--temperature", "nan"], "--temperature is nan, wanted a number"),
-        (["reconstruct", "{photos}", "--repetition-penalty", "inf"], "--repetition-penalty is inf"),
+        (["reconstruct", "{photos}", "--temperature", "nan"], "temperature is nan, wanted 0 (greedy) or more"),
+        (["reconstruct", "{photos}", "--temperature", "1e-40"], "temperature is 1e-40, wanted 0 (greedy) or more"),
+        (["reconstruct", "{photos}", "--repetition-penalty", "inf"], "repetition_penalty is inf"),
+        (["reconstruct", "{photos}", "--question", "\udcff"], "--question: text is not UTF-8 (character 0)"),
+        (["generate", "x", "--negative", "\0"], "--negative: text holds NUL"),
+        (["generate", "\udcff"], "prompt 1: text is not UTF-8 (character 0)"),
+        (["generate", "--prompts", ""], "Is a directory"),
+        (["generate", "x", "--guidance", "1e39"], "guidance is 1e+39"),
+        (["generate", "x", "--steps", "1000000000000000000"], "steps is 1000000000000000000, wanted 1 to 1000"),
+        (["reconstruct", "{photos}", "--max-new-tokens", "3000000000"], "max_new_tokens is 3000000000, wanted 1 to"),
     ],
 )
 def test_bad_settings_are_refused_before_the_model_is_loaded(no_model, photos, tmp_path, capsys, args, message):
@@ -405,7 +437,7 @@ def test_a_size_of_shards_that_is_none_is_told_with_its_option(capsys, size):
 
 
 def test_a_part_that_was_cut_off_is_told_before_weights_are_read(photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("uae_jax.weights.uae.load", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(np, "fromfile", lambda *_, **__: pytest.fail("weights were read"))
     shutil.copytree(EMBEDDED / "tiny", tmp_path / "m")
     last_read = tmp_path / "m/SD3/text_encoder_2/model.safetensors"
     last_read.write_bytes(last_read.read_bytes()[:-1])
@@ -415,11 +447,9 @@ def test_a_part_that_was_cut_off_is_told_before_weights_are_read(photos, tmp_pat
 
 
 def test_scorers_and_tokenizer_are_looked_for_before_weights_are_read(photos, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("uae_jax.weights.uae.load", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(np, "fromfile", lambda *_, **__: pytest.fail("weights were read"))
     bare = tmp_path / "bare"
-    for part in (EMBEDDED / "tiny").iterdir():
-        (bare / part.name).mkdir(parents=True) if part.is_dir() else None
-    (bare / "llm_model/config.json").write_text("{}")
+    shutil.copytree(EMBEDDED / "tiny", bare, ignore=shutil.ignore_patterns("tokenizer*"))
 
     def told(*args):
         assert cli.main(["reconstruct", str(photos), "--output", str(tmp_path / "o"), *map(str, args)]) == 1
@@ -449,7 +479,10 @@ def test_a_size_that_the_model_cannot_paint_is_told_in_one_line(run, tmp_path):
         ["caption", "a.png", "--model", "m", "--no-such-option"],
         ["caption", "a.png", "--memory-gb", "-1"],
         ["caption", "a.png", "--memory-gb", "nan"],
-        ["caption", "a.png", "--seed", "99999999999999999999999"],
+        ["caption", "a.png", "--memory-gb", "x"],
+        ["caption", "a.png", "--seed", "4294967296"],
+        ["generate", "--prompt", "f", "--output", "o", "--model", "m"],
+        ["train", "--config", "f.py", "--workdir", "w", "--quite"],
         ["reconstruct", "a.png", "--output", "o", "--model", "m", "--scorer", "clip"],
         ["reconstruct", "a.png", "--output", "o", "--model", "m", "--interface", "hidden"],
         ["paint"],

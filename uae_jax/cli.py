@@ -15,7 +15,12 @@ from uae_jax.bench.cli import add_bench
 from uae_jax.errors import ABANDONED, FAILED, STOPPED, RunError
 
 # What helps where memory runs out.
-SERVING_ADVICE = "a lower --memory-gb makes smaller batches, a lower --size smaller images; long prompts take room, too"
+SERVING_ADVICE = {  # option that a command may have -> what it does
+    "memory_gb": "a lower --memory-gb makes smaller batches",
+    "batch_size": "a lower --batch-size makes smaller ones",
+    "size": "a lower --size smaller images",
+    "place": "--place split or host leaves them more room",
+}
 TRAINING_ADVICE = (
     "a higher `accumulate` makes smaller micro-batches, a lower `settings.paint.memory_gb` fewer paintings at a time, "
     '`remat="full"` of a tower keeps less of each; `uae plan` tells beforehand what fits'
@@ -26,11 +31,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
-    if rest and not hasattr(args, "overrides"):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    strange = [text for text in rest if not (hasattr(args, "overrides") and text.startswith("--config."))]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
     args.overrides = rest
-    if not -(2**63) <= getattr(args, "seed", 0) < 2**63:
-        parser.error(f"argument --seed: is {args.seed}, wanted a number of at most 63 bits")
+    if not 0 <= getattr(args, "seed", 0) < 2**32:  # of more, keys are made of the last 32 bits alone
+        parser.error(f"argument --seed: is {args.seed}, wanted 0 to {2**32 - 1}")
     if args.run is None:
         parser.print_help(sys.stderr)
         return 2
@@ -52,20 +58,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         signs = ("RESOURCE_EXHAUSTED", "Out of memory")  # the latter alone where the host's runs out
         if not (isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)):
             raise
-        reason = f"out of memory; {args.memory_advice}"
+        told = [text for option, text in SERVING_ADVICE.items() if hasattr(args, option)]
+        reason = "; ".join(["out of memory", args.memory_advice or ", ".join(told) or "this takes more than there is"])
     print(f"uae: error: {reason}", file=sys.stderr)
     return code
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes no beginnings of options for them: --prompt for --prompts."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs, allow_abbrev=False)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="uae",
         description="UAE in JAX: a vision-language model captions an image, a diffusion transformer paints it again.",
         epilog="`uae COMMAND --help` tells more of each command.",
     )
     parser.add_argument("--version", action="version", version=f"uae_jax {uae_jax.__version__}")
-    parser.set_defaults(run=None, memory_advice=SERVING_ADVICE)
+    parser.set_defaults(run=None, memory_advice="")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
     _add_train(commands)

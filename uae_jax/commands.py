@@ -9,7 +9,6 @@ import argparse
 import contextlib
 import glob
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,8 +22,10 @@ from uae_jax import paths
 from uae_jax.data.images import SUFFIXES, ImageError, open_image
 from uae_jax.data.lines import numbered_lines
 from uae_jax.data.tokenizers import load_tokenizer
+from uae_jax.data.validity import CaptionError, usable_caption
 from uae_jax.defaults import Defaults, given
 from uae_jax.engine import CaptionSettings, PaintSettings, check_sides
+from uae_jax.parallel.mesh import make_mesh
 from uae_jax.pipeline import UAE, fastest_dtype, refuse_long
 from uae_jax.weights import checkpoint, fingerprint, pretrained
 from uae_jax.weights import uae as uae_weights
@@ -51,7 +52,7 @@ def caption(args: argparse.Namespace) -> int:
 
 def generate(args: argparse.Namespace) -> int:
     """Writes an image per prompt."""
-    prompts, output = read_prompts(args), Path(args.output)
+    prompts, output = read_prompts(args), Path(args.output).expanduser()
     targets = [output / f"{i:05d}.png" for i in range(len(prompts))]
     refuse_overwriting(targets, args.force)
     settings = paint_settings(args)
@@ -68,7 +69,7 @@ def generate(args: argparse.Namespace) -> int:
 
 def reconstruct(args: argparse.Namespace) -> int:
     """Writes a painting per image, and prints its caption and scores, one JSON line each."""
-    files, output = image_files(args.images), Path(args.output)
+    files, output = image_files(args.images), Path(args.output).expanduser()
     targets = dict(zip(files, painting_files(files, output), strict=True))
     refuse_overwriting(targets.values(), args.force, inputs=files)
     refuse_none(files)
@@ -99,7 +100,8 @@ def load(args: argparse.Namespace, **settings) -> UAE:
     dtype = None if args.dtype == "auto" else args.dtype
     folder = checkpoint.resolve(args.model)
     with reading_bar(folder) as progress:
-        settings |= {"processor": args.processor, "memory_gb": args.memory_gb}
+        settings |= {"processor": args.processor, "memory_gb": args.memory_gb, "staged": args.place == "host"}
+        settings["mesh"] = make_mesh(data=1, fsdp=-1) if args.place == "split" else None
         return UAE.from_pretrained(folder, dtype=dtype, progress=progress, **settings)
 
 
@@ -190,24 +192,41 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
     Raises:
       ValueError: if there are none, or a line holds none; names it.
     """
-    if not args.prompts:
-        if blank := [number for number, prompt in enumerate(args.prompt, start=1) if not prompt.strip()]:
-            raise ValueError(f"prompt {blank[0]} is empty, wanted what to paint")
+    if args.prompts is None:
+        for number, prompt in enumerate(args.prompt, start=1):
+            refuse_no_text(f"prompt {number}", prompt)
         return list(args.prompt)
     prompts = []
-    for number, line in numbered_lines(Path(args.prompts)):
+    for number, line in numbered_lines(Path(args.prompts).expanduser()):
+        where = f"{args.prompts}:{number}"
+        if line.startswith("["):
+            with contextlib.suppress(json.JSONDecodeError):
+                json.loads(line)
+                raise ValueError(f"{where}: a JSON list, wanted a line for each prompt, plain or JSON with 'prompt'")
         if line.startswith("{"):
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{args.prompts}:{number}: not JSON ({error})") from None
+                raise ValueError(f"{where}: not JSON ({error})") from None
             line = record.get("prompt", record.get("caption"))
             if not isinstance(line, str) or not line.strip():
-                raise ValueError(f"{args.prompts}:{number}: no 'prompt' or 'caption' in it")
+                raise ValueError(f"{where}: no 'prompt' or 'caption' in it")
+        refuse_no_text(where, line)
         prompts.append(line)
     if not prompts:
         raise ValueError(f"{args.prompts}: no prompt in it")
     return prompts
+
+
+def refuse_no_text(where: str, text: str | None, blank: bool = False) -> None:
+    """Raises `ValueError` where a tokenizer would: half a character, NUL; and where there is nothing, unless it may."""
+    try:
+        usable_caption("" if text is None else text)
+    except CaptionError as error:
+        if error.kind != "blank":
+            raise ValueError(f"{where}: {str(error).replace('caption', 'text')}") from None
+        if not blank:
+            raise ValueError(f"{where} is empty, wanted what to paint") from None
 
 
 def refuse_overwriting(targets: Iterable[Path], force: bool, inputs: Iterable[Path] = ()) -> None:
@@ -329,9 +348,7 @@ def caption_settings(args: argparse.Namespace) -> CaptionSettings:
         top_k=args.top_k,
         repetition_penalty=args.repetition_penalty,
     )
-    for name in ("temperature", "repetition_penalty"):  # NaN is neither above nor below anything
-        if values[name] is not None and not math.isfinite(values[name]):
-            raise ValueError(f"--{name.replace('_', '-')} is {values[name]}, wanted a number")
+    refuse_no_text("--question", args.question, blank=True)
     given(CaptionSettings(), **values)  # refuses what is out of range before a model is looked for
     return given(Defaults.of(args.model).caption, **values)
 
@@ -345,6 +362,7 @@ def paint_settings(args: argparse.Namespace) -> PaintSettings:
         negative_prompt=args.negative,
         conditioning=args.conditioning,
     )
+    refuse_no_text("--negative", args.negative, blank=True)
     given(PaintSettings(), **values)
     settings = given(Defaults.of(args.model).paint, **values)
     if settings.size is not None:

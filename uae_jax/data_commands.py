@@ -136,4 +136,4 @@ def _writer(args: argparse.Namespace, folder: Path, settings: CaptionSettings) -
         return TextFiles()
     output = Path(args.output).expanduser() if args.output else folder / "captions.jsonl"
     decided = dataclasses.asdict(settings) | {"prompt": settings.question}
-    return JsonLines(output, {"model": args.model, "seed": args.seed, **decided})
+    return JsonLines(output, {**commands.model_settings(args), "seed": args.seed, **decided})

@@ -7,7 +7,6 @@ so a batch whose shapes were seen before compiles nothing.
 import contextlib
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +28,7 @@ from uae_jax.sampling.tokens import TokenSampling, token_sampling
 from uae_jax.weights.uae import Adapter, UAEWeights
 
 NEGATIVE_PROMPT = "Generate a random, low quality, ugly, blur, bad and anime, cartoon image."  # the published model's
+MOST_TOKENS = 32_768  # of an answer, as far as the published encoder sees
 LARGEST = 1024  # side of a painting, pixels, unless a larger one is asked for
 ADAPTERS = ("current", "base")
 INTERFACES = ("text", "answer_hidden")
@@ -49,8 +49,8 @@ class CaptionSettings:
     repetition_penalty: float = 1.0
 
     def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, wanted at least 1")
+        if not 1 <= self.max_new_tokens <= MOST_TOKENS:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, wanted 1 to {MOST_TOKENS}")
         token_sampling(self.temperature, self.top_p, self.top_k, self.repetition_penalty)  # refuses what is no setting
 
     @property
@@ -78,7 +78,7 @@ class PaintSettings:
     def __post_init__(self):
         if self.conditioning not in ADAPTERS:
             raise ValueError(f"conditioning is {self.conditioning!r}, wanted one of {', '.join(ADAPTERS)}")
-        if not math.isfinite(self.guidance):
+        if not abs(self.guidance) < 1e6:  # where velocities are no numbers any more, pictures are black
             raise ValueError(f"guidance is {self.guidance}, wanted a number; 1 is off")
         flow.sigmas(self.steps, sigma_compat=self.sigma_compat)  # refuses what is no setting
 

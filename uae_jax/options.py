@@ -1,6 +1,7 @@
 """Options that several commands share. Imports nothing that takes time, like `uae_jax.cli`."""
 
 import argparse
+import contextlib
 
 DTYPES = ("keep", "float32", "bfloat16", "float16")
 
@@ -55,6 +56,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         choices=("auto", *DTYPES[1:]),
         default="auto",
         help="to compute in (default: float32 on CPU, bfloat16 elsewhere)",
+    )
+    group.add_argument(
+        "--place",
+        choices=("device", "split", "host"),
+        default="device",
+        help="where the weights lie: on one device; split over all of them, and batches, too; in the host's memory, a "
+        "part on the device only while it computes, which is slower (default: device)",
     )
     group.add_argument(
         "--memory-gb", type=_positive, default=8.0, help="for one batch, beside the weights (default: 8)"
@@ -115,9 +123,10 @@ def add_painting(parser: argparse.ArgumentParser, output: bool = True, force: bo
 
 
 def _positive(text: str) -> float:
-    if not 0 < (value := float(text)) < float("inf"):
-        raise argparse.ArgumentTypeError(f"is {text}, wanted a number above 0")
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"is {text}, wanted a number above 0")
 
 
 def _named_path(text: str) -> tuple[str, str]:

@@ -65,7 +65,7 @@ def test_a_line_that_was_cut_off_is_written_again(images):
 
 def test_files_of_others_are_left_alone(images, tmp_path):
     path = tmp_path / "notes.jsonl"
-    for content in (b"my notes\nare these", b'{"prompt": "x"}\n', b"[1]\n", b'"text"\n'):
+    for content in (b"my notes\nare these", b'{"prompt": "x"}\n', b"[1]\n", b'"text"\n', b'[{"image": "0.png"}]'):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"notes\.jsonl:1: not a line of images and captions; choose another"):
             JsonLines(path, SETTINGS).__enter__()

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol
 from uae_jax import paths
 
 # Settings that were not recorded from the first version on.
-LATER = ("weights", "processor", "tasks", "references", "computed_in")
+LATER = ("weights", "processor", "tasks", "references", "dtype", "computed_in")
 
 
 class CaptionWriter(Protocol):
@@ -84,7 +84,7 @@ class KeyedLines:
         self._file.seek(0)
         whole = 0
         for number, line in enumerate(self._file, start=1):
-            if not line.endswith(b"\n"):
+            if not line.endswith(b"\n") and self._is_ours(line):
                 break
             try:
                 record = json.loads(line)
@@ -95,6 +95,11 @@ class KeyedLines:
                 ) from None
             whole += len(line)
         return whole
+
+    def _is_ours(self, line: bytes) -> bool:
+        """Whether what has no end was begun here: another's file, of JSON in one line, is not to be cut off."""
+        begun = f'{{"{self._key}": "'.encode()
+        return line.startswith(begun) or begun.startswith(line)
 
 
 class JsonLines(KeyedLines):

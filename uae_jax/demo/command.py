@@ -69,9 +69,8 @@ def _demo(args: argparse.Namespace, experiments: list, workdir: Path) -> int:
     for name, model in zip(names, [START, *models], strict=True):
         rows[name] = measured(model, scenes, f"measuring {name}", args.quiet)
     (workdir / FIGURES).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    report = page.write(workdir)
-    print(table(rows))
-    print(f"\n{LEGEND}\n\nreport: {report}")
+    print(f"{table(rows)}\n\n{LEGEND}\n")
+    print(f"report: {page.write(workdir)}")
     return 0
 
 

@@ -56,7 +56,7 @@ def value_axis(values: Iterable[float], log: bool = False) -> Axis:
     low, high = min(finite), max(finite)
     if log and low > 0 and high / low >= _LOG_SPAN:
         return _log_axis(low, high)
-    if low == high:
+    if high - low <= 1e-12 * max(abs(low), abs(high)):
         low, high = (low - abs(low) * 0.1, high + abs(low) * 0.1) if low else (0.0, 1.0)
     step = round_step((high - low) / _TICKS)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -67,10 +67,11 @@ def sigmas(steps: int, shift: float = 3.0, sigma_compat: str = "diffusers") -> n
       f64[N + 1], the last is 0.
 
     Raises:
-      ValueError: on fewer than one step, a shift that is not positive, or an unknown `sigma_compat`.
+      ValueError: on fewer than one step, more than there are levels, a shift that is not positive, or an unknown
+        `sigma_compat`.
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}, wanted at least 1")
+    if not 1 <= steps <= TRAIN_STEPS:
+        raise ValueError(f"steps is {steps}, wanted 1 to {TRAIN_STEPS}")
     if shift <= 0:
         raise ValueError(f"shift is {shift}, wanted a positive number")
     if sigma_compat not in SIGMA_COMPAT:

@@ -5,9 +5,12 @@ The order and the formulas are those of transformers' logits processors: repetit
 Letters: B rows, V vocabulary.
 """
 
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 
@@ -50,18 +53,18 @@ def token_sampling(
     Raises:
       ValueError: on a value outside its range; names it.
     """
-    if temperature < 0:
-        raise ValueError(f"temperature is {temperature}, wanted 0 (greedy) or more")
-    if not 0 < top_p <= 1:
+    if not (temperature == 0 or 1e-6 <= temperature < math.inf):  # less is not a number when something is divided by it
+        raise ValueError(f"temperature is {temperature}, wanted 0 (greedy) or more, at least 1e-6")
+    if not 1e-6 <= top_p <= 1:
         raise ValueError(f"top_p is {top_p}, wanted more than 0 and at most 1")
     if top_k < 0:
         raise ValueError(f"top_k is {top_k}, wanted 0 (all tokens) or more")
-    if repetition_penalty <= 0:
+    if not 0 < repetition_penalty < math.inf:
         raise ValueError(f"repetition_penalty is {repetition_penalty}, wanted a positive number (1 for none)")
     return TokenSampling(
-        temperature=jnp.float32(temperature),
-        top_p=jnp.float32(top_p),
-        repetition_penalty=jnp.float32(repetition_penalty),
+        temperature=np.float32(temperature),
+        top_p=np.float32(top_p),
+        repetition_penalty=np.float32(repetition_penalty),
         greedy=temperature == 0,
         top_k=top_k,
         use_top_p=top_p < 1,
