@@ -363,7 +363,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("place", "wanted"), [("device", (0, False)), ("split", (8, False)), ("host", (0, True))])
 def test_where_weights_lie_is_an_option(photos, monkeypatch, place, wanted):
-    def from_pretrained(_, mesh, staged, **__):
+    def from_pretrained(*_, mesh, staged, **__):
         found.append((mesh.size if mesh is not None else 0, staged))
         raise ValueError("enough")
 
