@@ -6,7 +6,8 @@
 
 Adapters of encoder and decoder and the whole projector learn, from the hidden states of given captions. Expect the
 reward to rise within a hundred steps, and little afterwards: it joins the two models, it does not teach them much.
-Hardware: see `configs/sizes.py`; at full size, every denoising step is computed twice, for its gradient's sake.
+Hardware: see `configs/sizes.py`. At small and full the last three of ten denoising steps carry a gradient, for which
+they are computed twice; `settings.gradient_steps=0` takes all, as published.
 """
 
 from configs import sizes
