@@ -31,7 +31,11 @@ class Defaults:
         """
         if uae.INFERENCE not in files:
             return cls()
-        return from_plain(cls, json.loads(files[uae.INFERENCE]), uae.INFERENCE)
+        try:
+            stated = json.loads(files[uae.INFERENCE])
+        except ValueError as error:
+            raise ValueError(f"{uae.INFERENCE}: not JSON ({error})") from None
+        return from_plain(cls, stated, uae.INFERENCE)
 
     @classmethod
     def of(cls, name_or_path: str | os.PathLike) -> "Defaults":

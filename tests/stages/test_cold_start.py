@@ -95,3 +95,6 @@ def test_a_caption_that_is_too_long_is_cut_and_counted(run):
 def test_what_cannot_be_is_refused(settings):
     with pytest.raises(ValueError, match=r"gradient_steps is 9, wanted 0 \(all\) to 3"):
         ColdStart(dataclasses.replace(settings, gradient_steps=9))
+    base = dataclasses.replace(settings, text=dataclasses.replace(settings.text, conditioning="base"))
+    with pytest.raises(ValueError, match="without its adapter, the encoder has no gradient"):
+        ColdStart(base)

@@ -146,3 +146,6 @@ def test_settings_that_cannot_be_are_refused(settings, data, tmp_path):
         dataclasses.replace(settings, dtype="float8")
     with pytest.raises(ValueError, match="resolution is 0"):
         encode_dataset(dataclasses.replace(data, resolution=0), settings, tmp_path / "x.arrayrecord")
+    for change in ({"flip": 0.5}, {"crop": "random"}):
+        with pytest.raises(ValueError, match="wanted 0 and 'center', for each image is stored once"):
+            encode_dataset(dataclasses.replace(data, **change), settings, tmp_path / "x.arrayrecord")

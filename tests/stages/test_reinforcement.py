@@ -293,6 +293,11 @@ def test_what_cannot_be_is_refused(common):
         g4u(common, decoder=TowerConfig(mode="lora"))
     with pytest.raises(ValueError, match="group is 1, updates 1, temperature 1"):
         g4u(common, group=1)
+    direct = TowerConfig(mode="lora", full=("final_norm/.*",))
+    with pytest.raises(ValueError, match="what is trained directly has no reference"):
+        g4u(common, kl=0.1, encoder=direct)
+    with pytest.raises(ValueError, match="what is trained directly has no reference"):
+        u4g(common, kl=0.1, decoder=direct)
     with pytest.raises(ValueError, match="this stage trains the decoder alone"):
         u4g(common, encoder=TowerConfig(mode="lora"))
     with pytest.raises(ValueError, match=r"a window of 3 does not fit window_range \(0, 2\)"):

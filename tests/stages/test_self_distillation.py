@@ -173,6 +173,13 @@ def test_teachers_momentum_rises_to_one():
         assert float(stage.momentum_at(jnp.int32(step))) == pytest.approx(wanted, abs=1e-6)
 
 
+def test_a_run_that_goes_on_behind_its_teacher_is_refused():
+    stage = SelfDistillation(settings(momentum_steps=100))
+    stage.check_steps(100)
+    with pytest.raises(ValueError, match="momentum_steps is 100, wanted at least steps, 101"):
+        stage.check_steps(101)
+
+
 def test_teacher_follows_the_student(run):
     stage, parts, _ = run
     params = jax.tree.map(lambda x: x + 1, parts.params)

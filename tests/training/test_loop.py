@@ -142,6 +142,12 @@ def test_a_run_can_be_made_longer(tmp_path):
     assert result(tmp_path / "model")["seen"] == 15 * 8
 
 
+@pytest.mark.parametrize(("steps", "told"), [(2, True), (3, False)])
+def test_a_warm_up_without_end_is_told(tmp_path, capsys, steps, told):
+    loop.train(experiment(steps=steps), tmp_path)
+    assert ("rises over 2 updates, and there are 2: it never gets" in capsys.readouterr().err) == told
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path):
     loop.train(experiment(steps=3), tmp_path)
     before = (tmp_path / "config.json").read_text()

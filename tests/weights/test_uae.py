@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 pytest.importorskip("diffusers")
+from diffusers import FlowMatchEulerDiscreteScheduler
 from safetensors.torch import load_file, save_file
 
 from tests import published
@@ -175,6 +176,19 @@ def test_alpha_is_guessed_for_the_published_rank_alone(folder, tmp_path):
     config = {"peft_type": "LORA", "r": 16, "lora_alpha": 8, "target_modules": ["q_proj"]}
     checkpoint.write_json(root / "llm_lora/adapter_config.json", config)
     assert uae.load(root).encoder_lora.config.alpha == 8
+
+
+def test_a_schedule_of_another_kind_is_refused_and_a_shift_left_out_is_that_of_diffusers(folder, tmp_path):
+    root = tmp_path / "other"
+    shutil.copytree(folder, root)
+    file = root / "SD3/scheduler/scheduler_config.json"
+    stated = {name: value for name, value in checkpoint.read_json(file).items() if name != "shift"}
+    checkpoint.write_json(file, stated)
+    theirs = FlowMatchEulerDiscreteScheduler.from_pretrained(file.parent)
+    assert uae.scheduler_shift(uae.load(root)) == theirs.config.shift == 1
+    checkpoint.write_json(file, stated | {"use_dynamic_shifting": True})
+    with pytest.raises(WeightsError, match="use_dynamic_shifting is True, wanted a static shift alone"):
+        uae.look_for(root)
 
 
 @pytest.mark.parametrize("part", ["SD3/text_encoder_2", "dit", "dit_lora"])

@@ -106,6 +106,10 @@ class Stage(abc.ABC):
         """Raises what `load` would of models that are not there; reads no weights. Comes before anything is built."""
         return
 
+    def check_steps(self, steps: int) -> None:
+        """Raises `ValueError` where settings do not suit a run of so many steps. Comes before anything is built."""
+        return
+
     @abc.abstractmethod
     def load(self, mesh: Mesh) -> Parts:
         """Loads or initialises everything, straight into its shards. Called once, before any other method below."""

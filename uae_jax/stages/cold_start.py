@@ -56,6 +56,11 @@ class ColdStart(LoopStage):
         steps = settings.paint.steps
         if not 0 <= settings.gradient_steps <= steps:
             raise ValueError(f"gradient_steps is {settings.gradient_steps}, wanted 0 (all) to {steps}")
+        if settings.text.conditioning == "base" and settings.encoder.mode != "frozen":
+            raise ValueError(
+                f"text.conditioning is 'base' with encoder.mode {settings.encoder.mode!r}: read without its adapter, "
+                "the encoder has no gradient; wanted 'current', or mode 'frozen'"
+            )
         self.needs_captions = settings.captions == "data"
 
     def collate(self, samples: Sequence[Sample]) -> Tree:

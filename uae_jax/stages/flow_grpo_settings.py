@@ -116,8 +116,11 @@ def check(settings: UnderstandingForGenSettings) -> None:
             f"group is {s.group}, updates {s.updates}, caption_temperature {s.caption_temperature}; wanted at least 2, "
             "at least 1, and 0 or more"
         )
-    if s.kl < 0 or (s.kl and s.decoder.mode == "full"):
-        raise ValueError(f"kl is {s.kl} with decoder.mode {s.decoder.mode!r}; wanted 0, or mode 'lora'")
+    if s.kl < 0 or (s.kl and (s.decoder.mode == "full" or s.decoder.full)):
+        raise ValueError(
+            f"kl is {s.kl} with decoder.mode {s.decoder.mode!r} and decoder.full {s.decoder.full!r}; wanted 0, or mode "
+            "'lora' alone: what is trained directly has no reference"
+        )
     if s.captions == "data" and s.interface != "text":
         raise ValueError("captions are 'data', which has no hidden states; wanted interface 'text'")
     if s.algorithm == "nft":

@@ -86,9 +86,10 @@ class GenForUnderstanding(LoopStage):
                 f"group is {settings.group}, updates {settings.updates}, temperature {settings.temperature}; wanted "
                 "at least 2, at least 1, and more than 0"
             )
-        if settings.kl < 0 or (settings.kl and settings.encoder.mode == "full"):
+        if settings.kl < 0 or (settings.kl and (settings.encoder.mode == "full" or settings.encoder.full)):
             raise ValueError(
-                f"kl is {settings.kl} with encoder.mode {settings.encoder.mode!r}; wanted 0, or mode 'lora'"
+                f"kl is {settings.kl} with encoder.mode {settings.encoder.mode!r} and encoder.full "
+                f"{settings.encoder.full!r}; wanted 0, or mode 'lora' alone: what is trained directly has no reference"
             )
         tokens.token_kl(jnp.zeros(1), jnp.zeros(1), settings.kl_form)
         tokens.overlong_price(jnp.zeros(1, jnp.int32), self.limit, settings.overlong)

@@ -106,7 +106,7 @@ def encode_dataset(
 
     Raises:
       FileExistsError: if the file is there.
-      ValueError: if the parts are of other settings, or values do not fit the dtype.
+      ValueError: if the parts are of other settings, values do not fit the dtype, or images were to be drawn at random.
       TooManyBadRecords: see `DataConfig.max_bad_fraction`.
     """
     output = Path(output)
@@ -114,6 +114,10 @@ def encode_dataset(
         raise FileExistsError(f"{output} would be overwritten; remove it, or choose another name")
     if not data.resolution:
         raise ValueError("data.resolution is 0, which leaves images out; wanted their side in pixels")
+    if data.flip or data.crop != "center":
+        raise ValueError(
+            f"data.flip is {data.flip}, data.crop {data.crop!r}; wanted 0 and 'center', for each image is stored once"
+        )
     parts = output.with_name(f"{output.name}.parts")
     _claim(parts, data, settings)
     sources = [open_source(source) for source in data.sources]

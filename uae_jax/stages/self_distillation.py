@@ -120,6 +120,13 @@ class SelfDistillation(Stage):
     def look_for_models(self) -> None:
         models.look_for(self.settings.model)
 
+    def check_steps(self, steps: int) -> None:
+        if steps > self.settings.momentum_steps:
+            raise ValueError(
+                f"momentum_steps is {self.settings.momentum_steps}, wanted at least steps, {steps}: behind it the "
+                "teacher, which is the result, stands still"
+            )
+
     def load(self, mesh: Mesh) -> Parts:
         start = models.open_start(self.settings.model, SIZES, self.seed, mesh)
         self.model, config = start.model, start.model.config

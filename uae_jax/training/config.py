@@ -32,7 +32,7 @@ class OptimiserConfig:
         to Adam. From nothing it needs a fraction of the samples.
       learning_rate: at the top of the schedule.
       schedule: after the warm-up: "constant", "cosine" or "linear" down to `final_fraction`.
-      warmup: updates over which the rate rises from zero.
+      warmup: updates over which the rate rises, from one part in so many to all of it.
       final_fraction: of the rate at the end.
       b1, b2, eps: of Adam.
       weight_decay: decoupled; of matrices only, not of norms, biases, embeddings of positions and the like.

@@ -111,6 +111,7 @@ def opened(experiment: Experiment, workdir: Path) -> tuple[Stage, Mesh, Inputs |
     if experiment.profile_steps and paths.is_remote(workdir):
         raise ValueError(f"{workdir}: profile_steps={experiment.profile_steps}, but profiles go to local workdirs only")
     check_batch(experiment, mesh, stage.updates)
+    stage.check_steps(experiment.steps)
     done = processes.from_main(results.finished(workdir))
     return stage, mesh, open_inputs(experiment, stage, mesh) if done is None or done < experiment.steps else None
 
@@ -227,6 +228,11 @@ class Run:
             silent = {} if processes.is_main() else {"file": stack.enter_context(open(os.devnull, "w"))}
             self.progress = Progress(self.name, experiment.steps, int(self.state.step), quiet=self.quiet, **silent)
             stack.callback(self.progress.close)
+            if experiment.optimiser.warmup >= self.updates > 0:
+                self.progress.note(
+                    f"{self.name}: the learning rate rises over {experiment.optimiser.warmup} updates, and there are "
+                    f"{self.updates}: it never gets where it should; lower optimiser.warmup unless this is a trial"
+                )
             if not record and processes.is_main() and (last := set_aside(self.workdir)):
                 self.progress.note(
                     f"{self.name}: begins anew: there are readings up to step {last} and no checkpoint; kept in {ASIDE}"

@@ -43,6 +43,9 @@ _SD3_PARTS = ("vae", "text_encoder", "text_encoder_2")
 _PARTS = ("encoder", "projector", "decoder", *_SD3_PARTS)
 _WRAPPED = "model.base_model.model."  # what the keys of llm_lora begin with
 _FILES = "files"
+_SCHEDULER = f"{SD3}/scheduler/scheduler_config.json"
+_OTHER_SCHEDULES = ("use_dynamic_shifting", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas")
+_OTHER_SCHEDULES += ("use_beta_sigmas", "invert_sigmas", "stochastic_sampling")
 # What either layout may hold, scorers left out, which take no part in what the model does.
 CONTENT = (UAE_NATIVE, *_PARTS, "encoder_lora", "decoder_lora", _FILES, LLM, LLM_LORA, DIT, DIT_LORA, SD3, INFERENCE)
 
@@ -142,8 +145,12 @@ def load(
     root = checkpoint.resolve(name_or_path)
     place = {"mesh": mesh, "rules": rules}
     to = {"dtype": dtype, "progress": progress, **place}
-    if (root / UAE_NATIVE).is_file():
-        return _load_native(root, to, place)
+    weights = _load_native(root, to, place) if (root / UAE_NATIVE).is_file() else _load_published(root, to, place)
+    scheduler_shift(weights)  # which may not be there to be had
+    return weights
+
+
+def _load_published(root: Path, to: dict, place: dict) -> UAEWeights:
     _check_layout(root)
     encoder, head, encoder_lora = _load_encoder(root, to, place)
     decoder = pretrained.load_pretrained(root / DIT, **to)
@@ -371,7 +378,15 @@ def files_on_disk(weights: UAEWeights) -> Iterator[Path]:
         yield Path(folder)
 
 
-def scheduler_shift(weights: UAEWeights, default: float = 3.0) -> float:
-    """The noise schedule's shift, from SD3's `scheduler_config.json`."""
-    stated = weights.files.get(f"{SD3}/scheduler/scheduler_config.json")
-    return float(json.loads(stated).get("shift", default)) if stated else default
+def scheduler_shift(weights: UAEWeights) -> float:
+    """The noise schedule's shift, from SD3's `scheduler_config.json`; that of SD3 where there is none.
+
+    Raises:
+      WeightsError: if the file asks for a schedule that is not one of a static shift.
+    """
+    if _SCHEDULER not in weights.files:
+        return 3.0
+    stated = json.loads(weights.files[_SCHEDULER])
+    if others := [name for name in _OTHER_SCHEDULES if stated.get(name)]:
+        raise WeightsError(f"{_SCHEDULER}: {others[0]} is {stated[others[0]]!r}, wanted a static shift alone")
+    return float(stated.get("shift", 1.0))  # what diffusers takes where it is left out
