@@ -19,6 +19,12 @@ _SPLASH_BLOCKS = (512, 384, 256, 128)  # lengths that splash works on at a time:
 _PADDING = -(2**31)  # segment of places that only fill up
 
 
+def check_kernel(name: str) -> None:
+    """Raises `ValueError` where there is no such kernel."""
+    if name not in KERNELS:
+        raise ValueError(f"attention kernel is {name!r}, wanted one of {', '.join(KERNELS)}")
+
+
 def attention(
     q: Array,
     k: Array,
@@ -58,8 +64,7 @@ def attention(
       ValueError: if a kernel is named that is unknown or cannot take these inputs, or if both `segment_ids` and
         `kv_lengths` are given.
     """
-    if kernel not in KERNELS:
-        raise ValueError(f"attention kernel is {kernel!r}, wanted one of {', '.join(KERNELS)}")
+    check_kernel(kernel)
     if kernel == "auto":
         kernel = _choose(q, k, masked=mask is not None or segment_ids is not None)
     elif (why := _obstacle(kernel, q)) is not None:

@@ -303,7 +303,6 @@ def _conv(
         padding=(padding, padding),
         dtype=runtime.dtype,
         param_dtype=runtime.param_dtype,
-        precision=runtime.precision,
         conv_general_dilated=conv_general_dilated,
         name=name,
     )

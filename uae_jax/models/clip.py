@@ -336,7 +336,7 @@ class CLIP(nn.Module):
           "image" f32[I, E] and "text" f32[S, E].
         """
         image, text = (_unit(features) for features in (self.vision(images)[0], self.text(tokens)[0]))
-        cosine = jnp.einsum("ie,se->is", image, text, precision=self.runtime.precision)
+        cosine = jnp.einsum("ie,se->is", image, text)
         return jnp.exp(self.logit_scale.astype(jnp.float32)) * cosine, {"image": image, "text": text}
 
 

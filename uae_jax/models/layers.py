@@ -42,7 +42,7 @@ class Linear(nn.Module):
         features = self.features if isinstance(self.features, tuple) else (self.features,)
         width = x.shape[-1]
         x = x.astype(run.dtype)
-        contract = functools.partial(jnp.tensordot, axes=1, precision=run.precision)
+        contract = functools.partial(jnp.tensordot, axes=1)
 
         def init_kernel(key, shape, dtype):
             # Initialised as a matrix: the fan-in is D, whatever the output axes.

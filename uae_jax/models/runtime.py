@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from uae_jax.models.attention import check_kernel
+
 DType = Any
 
 REMAT_POLICIES = {
@@ -29,18 +31,19 @@ class Runtime:
       param_dtype: type in which `init` makes parameters. Loading keeps its own `dtype` argument.
       remat: what the backward pass keeps of each scanned layer, a name in `REMAT_POLICIES`.
       attention: kernel, a name in `uae_jax.models.attention.KERNELS`; "auto" picks by platform and shape.
-      precision: matrix product precision of float32 operands on accelerators; None is the platform's default.
+
+    Float32 operands are multiplied at the platform's default precision; `jax.default_matmul_precision` changes it.
     """
 
     dtype: DType = jnp.float32
     param_dtype: DType = jnp.float32
     remat: str = "none"
     attention: str = "auto"
-    precision: str | None = None
 
     def __post_init__(self):
         if self.remat not in REMAT_POLICIES:
             raise ValueError(f"remat is {self.remat!r}, wanted one of {', '.join(REMAT_POLICIES)}")
+        check_kernel(self.attention)
 
 
 def scan_layers(layer: type[nn.Module], length: int, runtime: Runtime, in_axes: Any = nn.broadcast) -> type[nn.Module]:

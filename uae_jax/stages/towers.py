@@ -154,8 +154,6 @@ def start(
     seed: int = 0,
     mesh: Mesh | None = None,
     buffers: Sequence[str] = (),
-    attention: str = "auto",
-    precision: str | None = None,
     keep_reference: bool = False,
 ) -> tuple[Tower, Tree, Tree]:
     """Makes a tower of a model.
@@ -168,7 +166,6 @@ def start(
       seed: of a new adapter.
       mesh: everything lands in its shards there; None leaves it where it is.
       buffers: patterns of parameters that nobody trains, e.g. `sd3.BUFFERS`.
-      attention, precision: see `Runtime`.
       keep_reference: keep a copy of an adapter that is trained on, for `Tower.reference`.
 
     Returns:
@@ -216,7 +213,7 @@ def start(
         else:
             frozen_axes["lora"] = lora_axes
             frozen["lora"] = jax.tree.map(lambda leaf: leaf.astype(dtype), placed)
-    runtime = Runtime(dtype, jnp.dtype(jnp.float32), config.remat, attention, precision)
+    runtime = Runtime(dtype, jnp.dtype(jnp.float32), config.remat)
     module = architecture.module(model.config, runtime)
     tower = Tower(architecture, model.config, module, lora_config, trainable_axes, frozen_axes, continued)
     return tower, trainable, frozen

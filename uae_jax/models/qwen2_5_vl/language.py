@@ -97,7 +97,7 @@ class LanguageModel(nn.Module):
         run = self.runtime
         if self.tied:
             hidden, table = hidden.astype(run.dtype), self.embedding.astype(run.dtype)
-            out = jnp.einsum("btd,vd->btv", hidden, table, precision=run.precision, preferred_element_type=jnp.float32)
+            out = jnp.einsum("btd,vd->btv", hidden, table, preferred_element_type=jnp.float32)
         else:
             out = self.lm_head(hidden)
         return constrain(out, "batch", "length", "act_vocab")
