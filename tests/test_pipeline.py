@@ -336,7 +336,7 @@ def test_images_come_as_paths_pictures_and_arrays(uae, tmp_path):
         (lambda u: u.generate("x", sigma_compat="no"), "sigma_compat is 'no'"),
         (lambda u: u.reconstruct(photographs()[0], interface="hidden"), "interface is 'hidden', wanted one of text"),
         (lambda u: u.reconstruct(photographs()[0], size=40), "size is 40x40"),
-        (lambda u: u.caption(photographs()[0], max_new_tokens=0), "max_new_tokens is 0, wanted at least 1"),
+        (lambda u: u.caption(photographs()[0], max_new_tokens=0), "max_new_tokens is 0, wanted 1 to 32768"),
         (lambda u: u.caption(photographs()[0], temperature=-1), "temperature is -1"),
         (lambda u: u.caption([photographs()[0], "none.png"]), "none.png: no such file"),
     ],
@@ -423,6 +423,18 @@ def test_questions_are_each_rows_own(uae):
     # Greedy answers to a question do not depend on what else is asked beside it.
     assert answers[1] == uae.caption(images[1], QUESTION, max_new_tokens=NEW, temperature=0.0)[0]
     assert answers[0] == uae.caption(images[0], others[0], max_new_tokens=NEW, temperature=0.0)[0]
+
+
+def test_what_is_no_number_is_no_result(uae, monkeypatch):
+    """It would be a black picture, or the first token over and over, and look like a poor model."""
+    broken = jax.tree.map(lambda x: x * np.nan, uae.engine._decoder_variables)
+    monkeypatch.setattr(uae.engine, "_decoder_variables", broken)
+    with pytest.raises(ValueError, match="a painting has values that are no numbers, computed in float32"):
+        uae.generate("a cup", **PAINT)
+    broken = jax.tree.map(lambda x: x * np.nan, uae.engine._encoder_variables)
+    monkeypatch.setattr(uae.engine, "_encoder_variables", broken)
+    with pytest.raises(ValueError, match="a caption has values that are no numbers"):
+        uae.caption(photographs()[0], max_new_tokens=NEW)
 
 
 def test_a_question_needs_no_image(uae):

@@ -128,11 +128,7 @@ class Engine:
         self._reread = jax.jit(self._read_answers)
         self._take = jax.jit(lambda tree, rows: jax.tree.map(lambda leaf: leaf[rows], tree))
         self._noise = jax.jit(flow.initial_noise, static_argnums=1)
-        self._paint = jax.jit(
-            lambda variables, vae_params, *args: painting.to_uint8(
-                painting.paint(self.decoder, variables, self.vae, vae_params, *args)
-            )
-        )
+        self._paint = jax.jit(self._painted)
 
     def write(
         self,
@@ -150,6 +146,9 @@ class Engine:
           keys: a PRNG key per row.
           count: rows that are wanted.
           questions: one for each row, instead of that of the settings.
+
+        Raises:
+          ValueError: if something overflowed.
         """
         asked = [settings.question] * len(images) if questions is None else questions
         shown = [[] if image is None else [image] for image in images]
@@ -166,7 +165,8 @@ class Engine:
                 limit=np.int32(settings.max_new_tokens),
                 active=np.arange(len(images)) < count,
             )
-        tokens, lengths = np.asarray(generation.tokens), np.asarray(generation.lengths)
+        tokens, lengths, logprobs = jax.device_get((generation.tokens, generation.lengths, generation.logprobs))
+        self._refuse_no_numbers("a caption", np.isfinite(logprobs[:count]).all())
         texts = [self.prompts.decode(tokens[row, : lengths[row]]) for row in range(count)]
         return Answers(texts, prompts, generation)
 
@@ -219,6 +219,9 @@ class Engine:
           conditions: B rows.
           noise: f32[B, h, w, Z].
           settings: steps and guidance.
+
+        Raises:
+          ValueError: if something overflowed.
         """
         schedule = flow.make_schedule(settings.steps, shift=self.shift, sigma_compat=settings.sigma_compat)
         with self._on_mesh():
@@ -231,7 +234,9 @@ class Engine:
                 np.float32(settings.guidance),
                 batching.place(noise, self.mesh),
             )
-        return np.asarray(pixels)
+        pixels, fine = jax.device_get(pixels)
+        self._refuse_no_numbers("a painting", fine)
+        return pixels
 
     def sides(self, settings: PaintSettings) -> tuple[int, int]:
         """Height and width in pixels; where nobody says, what the decoder was made for, and at most 1024."""
@@ -263,6 +268,18 @@ class Engine:
                 features, _ = jax.jit(lambda p, t, m=module: m.apply({"params": p}, t))(part.params, empty)
             vectors.append(features[0].astype(jnp.float32))
         return jnp.concatenate(vectors)
+
+    def _painted(self, variables: Any, vae_params: Any, *args: Any) -> tuple[jax.Array, jax.Array]:
+        images = painting.paint(self.decoder, variables, self.vae, vae_params, *args)
+        return painting.to_uint8(images), jnp.isfinite(images).all()
+
+    def _refuse_no_numbers(self, what: str, fine: Any) -> None:
+        """Raises `ValueError` where an overflow would pass for a result: a black picture, one token over and over."""
+        if not fine:
+            raise ValueError(
+                f"{what} has values that are no numbers, computed in {jnp.dtype(self.runtime.dtype)}; take bfloat16 or "
+                "float32 (--dtype), or look whether weights or settings are what they should be"
+            )
 
     def _read_text(
         self, variables: Any, projector_params: Any, prompts: Prompts, lengths: jax.Array, guided: bool
