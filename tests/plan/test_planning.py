@@ -135,7 +135,12 @@ def test_figures_are_written_as_far_as_they_are_known(capsys, tmp_path, monkeypa
     arguments = ("plan", "--config", "configs/alternate.py", "--topology", "v5p:2x2x2", "--json")
     assert cli.main([*arguments, str(tmp_path / "missing" / "plan.json")]) == 1 and not names
     assert "wanted a file in a folder that is there" in capsys.readouterr().err
+    (tmp_path / "notes.txt").write_text("mine")
+    assert cli.main([*arguments, str(tmp_path / "notes.txt")]) == 1 and not names
+    assert (tmp_path / "notes.txt").read_text() == "mine"
     assert cli.main([*arguments, str(tmp_path / "plan.json")]) == 1 and len(names) == 2
+    assert json.loads((tmp_path / "plan.json").read_text()) == names[:1]
+    assert cli.main([*arguments, str(tmp_path / "plan.json")]) == 1  # fails at its first
     assert json.loads((tmp_path / "plan.json").read_text()) == names[:1]
 
 

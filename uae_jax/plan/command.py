@@ -3,9 +3,9 @@
 import argparse
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
+from uae_jax.data.caption_files import write_whole
 from uae_jax.plan import compiling, planning, report, topologies
 from uae_jax.plan.stand_ins import StandIns
 from uae_jax.training import chain, configure
@@ -23,21 +23,26 @@ def run(args: argparse.Namespace) -> int:
     size = args.models or size_of(args.config)
     plans = []
     if args.json:
-        _write(args.json, plans)  # what cannot be written fails before minutes of compiling
+        _check(Path(args.json))
     for name, experiment in experiments:
         plans.append(planning.plan(name, experiment, topology, StandIns(size), closed_form=args.closed_form))
         print(report.text(plans[-1]), end="\n\n", flush=True)
         if args.json:
-            _write(args.json, plans)
+            write_whole(Path(args.json), json.dumps([report.to_json(each) for each in plans], indent=2) + "\n")
     return 0 if all(each.fits for each in plans) else 1
 
 
-def _write(file: str, plans: Sequence[planning.Plan]) -> None:
-    """Writes the plans that there are so far."""
+def _check(file: Path) -> None:
+    """Raises `ValueError` where plans could not be written, or something else would go; minutes before there is one."""
     try:
-        Path(file).write_text(json.dumps([report.to_json(each) for each in plans], indent=2) + "\n")
-    except OSError as error:
-        raise ValueError(f"--json {file}: {error.strerror}; wanted a file in a folder that is there") from None
+        with file.open("a+") as opened:
+            opened.seek(0)
+            text = opened.read()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "holds no text"
+        raise ValueError(f"--json {file}: {why}; wanted a file in a folder that is there") from None
+    if text and not text.startswith("["):
+        raise ValueError(f"--json {file}: holds something else than plans; choose another file")
 
 
 def size_of(config: str) -> str:
