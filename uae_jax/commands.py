@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import tqdm
 from PIL import Image
@@ -27,7 +26,7 @@ from uae_jax.defaults import Defaults, given
 from uae_jax.engine import CaptionSettings, PaintSettings, check_sides
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.pipeline import UAE, fastest_dtype, refuse_long
-from uae_jax.weights import checkpoint, fingerprint, pretrained
+from uae_jax.weights import checkpoint, fingerprint
 from uae_jax.weights import uae as uae_weights
 from uae_jax.weights.progress import reading_bar
 
@@ -56,7 +55,8 @@ def generate(args: argparse.Namespace) -> int:
     targets = [output / f"{i:05d}.png" for i in range(len(prompts))]
     refuse_overwriting(targets, args.force)
     settings = paint_settings(args)
-    refuse_long(prompts, _encoder_sizes(args.model), lambda text: token_counter(args.processor or args.model)(text))
+    encoder, *_ = uae_weights.read_sizes(args.model)
+    refuse_long(prompts, encoder, lambda text: token_counter(args.processor or args.model)(text))
     make_output(output)
     uae = load(args, scorers={})
     with Report("painted", len(prompts)) as report:
@@ -115,13 +115,6 @@ def model_settings(args: argparse.Namespace) -> dict[str, str | None]:
     weights = fingerprint.of_model(args.model)
     about = {"model": args.model, "weights": weights, "processor": processor, "dtype": args.dtype}
     return about | {"computed_in": fastest_dtype() if args.dtype == "auto" else args.dtype}
-
-
-def _encoder_sizes(model: str) -> Any:
-    root = checkpoint.resolve(model)
-    uae_weights.look_for(root)
-    native = (root / checkpoint.UAE_NATIVE).is_file()
-    return pretrained.read_config(root / ("encoder" if native else uae_weights.LLM))[1]
 
 
 def token_counter(model: str) -> Callable[[str], int]:
@@ -367,7 +360,7 @@ def paint_settings(args: argparse.Namespace) -> PaintSettings:
     settings = given(Defaults.of(args.model).paint, **values)
     if settings.size is not None:
         height, width = (settings.size,) * 2 if isinstance(settings.size, int) else settings.size
-        check_sides(height, width, *uae_weights.read_sizes(args.model))
+        check_sides(height, width, *uae_weights.read_sizes(args.model)[1:])
     return settings
 
 

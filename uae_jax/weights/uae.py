@@ -103,9 +103,10 @@ def look_for(name_or_path: str | os.PathLike) -> None:
     shapes_only.tried(lambda: load(root))
 
 
-def _check_layout(root: Path) -> None:
+def check_layout(root: Path) -> None:
+    """Raises `WeightsError` where a folder is in neither layout; says where one is, or what to do."""
     missing = [name for name in (LLM, DIT, SD3) if not (root / name).is_dir()]
-    if not missing:
+    if not missing or (root / UAE_NATIVE).is_file():
         return
     near = [root.parent, *sorted(path for path in root.glob("*") if path.is_dir())] if root.is_dir() else []
     found = next((path for path in near if is_published(path) or (path / UAE_NATIVE).is_file()), None)
@@ -151,7 +152,7 @@ def load(
 
 
 def _load_published(root: Path, to: dict, place: dict) -> UAEWeights:
-    _check_layout(root)
+    check_layout(root)
     encoder, head, encoder_lora = _load_encoder(root, to, place)
     decoder = pretrained.load_pretrained(root / DIT, **to)
     return UAEWeights(
@@ -166,13 +167,14 @@ def _load_published(root: Path, to: dict, place: dict) -> UAEWeights:
     )
 
 
-def read_sizes(name_or_path: str | os.PathLike) -> tuple[Any, Any]:
-    """The configs of a checkpoint's decoder and VAE; no weights are looked at. Raises as `look_for`."""
+def read_sizes(name_or_path: str | os.PathLike) -> tuple[Any, Any, Any]:
+    """The configs of a checkpoint's encoder, decoder and VAE; no weights are looked at. Raises as `check_layout`."""
     root = checkpoint.resolve(name_or_path)
-    look_for(root)
-    folders = ("decoder", "vae") if (root / UAE_NATIVE).is_file() else (DIT, f"{SD3}/vae")
-    decoder, vae = (pretrained.read_config(root / folder)[1] for folder in folders)
-    return decoder, vae
+    check_layout(root)
+    native = (root / UAE_NATIVE).is_file()
+    folders = ("encoder", "decoder", "vae") if native else (LLM, DIT, f"{SD3}/vae")
+    encoder, decoder, vae = (pretrained.read_config(root / folder)[1] for folder in folders)
+    return encoder, decoder, vae
 
 
 def on_host(weights: UAEWeights) -> UAEWeights:
