@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from uae_jax.stages import precompute
 from uae_jax.stages.precompute import EncodeSettings, encode_dataset
 from uae_jax.stages.pretrain import Pretrain
 from uae_jax.stages.pretrain_settings import PretrainSettings
+from uae_jax.weights import uae
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +106,28 @@ def test_the_loss_is_that_of_images_and_text(encoded, folder, settings):
         run.stage.collate([dataclasses.replace(stored[0], arrays=short)])
 
 
+def test_what_was_encoded_with_other_models_is_refused(encoded, settings, uae_checkpoint, tmp_path):
+    """Their widths are the same, and the loss falls as well; what is painted in the end is wrong."""
+    file = encoded[0]
+    read = DataConfig(sources=(SourceConfig(path=str(file)),), resolution=0)
+
+    def load(model):
+        stage = Pretrain(PretrainSettings(model=str(model), negative=NEGATIVE, precomputed=True))
+        stage.look_at_data([read])
+        running.start(stage)
+
+    load(uae_checkpoint[0])
+    weights = uae.load(uae_checkpoint[0])
+    vae = jax.tree.map(lambda x: x, weights.vae.params)
+    vae["encoder"]["conv_in"]["bias"] = vae["encoder"]["conv_in"]["bias"].at[0].add(1e-3)
+    other = dataclasses.replace(weights, vae=dataclasses.replace(weights.vae, params=vae))
+    uae.save_published(other, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"all\.arrayrecord: was encoded with another vae than the model has"):
+        load(tmp_path / "other")
+    uae.save_native(weights, tmp_path / "same")  # the same numbers in other files
+    load(tmp_path / "same")
+
+
 def test_a_run_that_was_interrupted_goes_on(encoded, data, settings, tmp_path, monkeypatch):
     file = tmp_path / "all.arrayrecord"
     seen = []
@@ -116,7 +140,7 @@ def test_a_run_that_was_interrupted_goes_on(encoded, data, settings, tmp_path, m
     with pytest.raises(KeyboardInterrupt):
         encode_dataset(data, settings, file, mesh=running.one_device(), progress=stop)
     parts = file.with_name(f"{file.name}.parts")
-    assert [path.name for path in sorted(parts.glob("*.json"))] == ["000000.json", "settings.json"]
+    assert [path.name for path in sorted(parts.glob("*.json"))] == ["000000.json", "models.json", "settings.json"]
     with pytest.raises(ValueError, match="begun with other settings"):
         encode_dataset(data, dataclasses.replace(settings, seed=1), file)
 

@@ -2,6 +2,9 @@
 
 import os
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from uae_jax.weights import fingerprint
@@ -50,3 +53,17 @@ def test_of_a_processor_its_settings_count(model):
 def test_what_is_not_there_has_none(tmp_path):
     with pytest.raises(WeightsError, match="no such folder"):
         fingerprint.of_model(tmp_path / "none")
+
+
+def test_numbers_count_whatever_holds_them():
+    """In float32 all of bfloat16 is exact; and sums modulo 2^32 are the same in any order, on any mesh."""
+    rng = np.random.default_rng(0)
+    tree = {"a": jnp.asarray(rng.standard_normal((8, 6)), jnp.bfloat16), "b": {"c": jnp.ones(3, jnp.bfloat16)}}
+    digest = fingerprint.of_values(tree)
+    assert fingerprint.of_values(jax.tree.map(lambda x: x.astype(jnp.float32), tree)) == digest
+    mesh = jax.make_mesh((8,), ("x",))
+    split = jax.device_put(tree["a"], jax.NamedSharding(mesh, jax.P("x")))
+    assert fingerprint.of_values({**tree, "a": split}) == digest
+    swapped = tree["a"].at[0].set(tree["a"][1]).at[1].set(tree["a"][0])
+    for other in ({**tree, "a": swapped}, {"b": tree["a"], "a": tree["b"]}, {**tree, "a": tree["a"].at[3, 3].add(1)}):
+        assert fingerprint.of_values(other) != digest

@@ -17,6 +17,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from uae_jax.averages import Mean, divided
+from uae_jax.data.config import DataConfig
 from uae_jax.data.records import Sample
 
 Array = jax.Array
@@ -104,6 +105,10 @@ class Stage(abc.ABC):
 
     def look_for_models(self) -> None:
         """Raises what `load` would of models that are not there; reads no weights. Comes before anything is built."""
+        return
+
+    def look_at_data(self, data: Sequence[DataConfig]) -> None:
+        """Keeps what data says of itself that `load` is to hold against the models. Comes before anything is built."""
         return
 
     def check_steps(self, steps: int) -> None:

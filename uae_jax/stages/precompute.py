@@ -2,7 +2,8 @@
 
 The result is an ArrayRecord file for stage `pretrain` with `resolution` 0 and `precomputed`. A record has the array
 "latents" [h, w, 2 Z] (mean and logarithm of the variance of the VAE's posterior), the captions "caption_0", ... and for
-each the array "context:caption_0" [length, D], the encoder's hidden states before the projector.
+each the array "context:caption_0" [length, D], the encoder's hidden states before the projector. Beside the file,
+FILE.settings.json says by digests of which encoder and VAE they are.
 
 The work is done in parts, each a file that is there whole or not at all; a run that was interrupted goes on behind
 the last one.
@@ -23,6 +24,7 @@ from jax.sharding import Mesh
 
 from uae_jax import batching
 from uae_jax.data import transforms
+from uae_jax.data.caption_files import settings_file, write_whole
 from uae_jax.data.config import DataConfig
 from uae_jax.data.images import open_image
 from uae_jax.data.prompts import Buckets
@@ -37,11 +39,12 @@ from uae_jax.models import lora
 from uae_jax.models.runtime import Runtime
 from uae_jax.parallel.mesh import make_mesh
 from uae_jax.stages import images, models, painted_text, uae_models
+from uae_jax.stages.encoded import digests
 from uae_jax.stages.pretrain_settings import CONTEXT, LATENTS
 from uae_jax.stages.uae_models import UAEParts
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32}
-_MANIFEST = "settings.json"
+_MANIFEST, _MODELS = "settings.json", "models.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +132,7 @@ def encode_dataset(
         done = file.with_suffix(".json")
         if not done.exists():
             file.unlink(missing_ok=True)
-            encoder = encoder or DatasetEncoder(settings, mesh or make_mesh(data=-1))
+            encoder = encoder or _opened(settings, mesh or make_mesh(data=-1), parts / _MODELS)
             own = Tally()
             read = _read(sources, chosen, start, data, settings, own)
             count = write_array_record(file, _encoded(encoder, read, settings.batch_size, own, progress))
@@ -142,8 +145,19 @@ def encode_dataset(
         tally.check(data.max_bad_fraction)
         files.append(file)
     write_array_record(output, _joined([file for file in files if file.exists()]))
+    if (parts / _MODELS).exists():  # parts of earlier versions have none
+        write_whole(settings_file(output), (parts / _MODELS).read_text())
     shutil.rmtree(parts)
     return tally
+
+
+def _opened(settings: EncodeSettings, mesh: Mesh, models: Path) -> "DatasetEncoder":
+    """Loads the models, and remembers which; refuses others than those of the parts that there are."""
+    encoder = DatasetEncoder(settings, mesh)
+    if models.exists() and json.loads(models.read_text()) != encoder.models:
+        raise ValueError(f"{models.parent}: begun with other weights; remove it, or choose another output")
+    models.write_text(json.dumps(encoder.models, indent=2) + "\n")
+    return encoder
 
 
 class DatasetEncoder:
@@ -155,6 +169,7 @@ class DatasetEncoder:
         parts = UAEParts(settings.model, settings.encoder_from, vae=settings.vae_from)
         uae_models.check_parts(parts)
         weights = uae_models.open_uae(parts, settings.seed, mesh)
+        self.models = digests(weights)
         self.prompts = uae_models.prompt_builder(weights, buckets=Buckets(settings.token_bucket))
         self.rows = RowBuilder(self.prompts, settings.max_tokens)
         negative = settings.negative

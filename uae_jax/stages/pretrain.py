@@ -19,13 +19,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uae_jax import batching
+from uae_jax.data.config import DataConfig
 from uae_jax.data.records import Sample
 from uae_jax.models.autoencoder_kl import Posterior, normalise_latents
 from uae_jax.parallel import global_arrays
 from uae_jax.sampling import flow, painting
 from uae_jax.sampling.conditioning import Conditioning
 from uae_jax.sampling.flow import Schedule
-from uae_jax.stages import draws, flow_matching, images, painted_text, uae_models
+from uae_jax.stages import draws, encoded, flow_matching, images, painted_text, uae_models
 from uae_jax.stages.base import Aux, Parts, Picture, Stage
 from uae_jax.stages.pretrain_settings import CONTEXT, LATENTS, PretrainSettings, check
 from uae_jax.stages.uae_models import UAEParts
@@ -51,14 +52,19 @@ class Pretrain(Stage):
         self.needs_captions = not settings.precomputed
         self.parts = UAEParts(settings.model, settings.encoder_from, settings.decoder_from, settings.vae_from)
         uae_models.check_parts(self.parts)
+        self.encoded: dict[Path, dict[str, str]] = {}
 
     def look_for_models(self) -> None:
         uae_models.look_for(self.parts)
+
+    def look_at_data(self, data: Sequence[DataConfig]) -> None:
+        self.encoded = encoded.recorded(data)
 
     def load(self, mesh: Mesh) -> Parts:
         settings = self.settings
         self.mesh = mesh
         weights = uae_models.open_uae(self.parts, self.seed, mesh)
+        encoded.check(self.encoded, weights)
         configs = {name: getattr(settings, name) for name in NAMES}
         text = TextSettings(settings.negative, max_tokens=settings.max_tokens, token_bucket=settings.token_bucket)
         self.uae, params, frozen = UAETowers.start(weights, configs, text, mesh, dtype=settings.dtype, seed=self.seed)

@@ -38,5 +38,6 @@ def open_inputs(experiment: Experiment, stage: Stage, mesh: Mesh) -> Inputs:
     size, seed = experiment.batch_size, experiment.seed
     data = Loader(experiment.data, size, seed, rows=global_arrays.rows_here(mesh, size))
     validation = None if experiment.validation is None else Loader(experiment.validation, size, seed)
+    stage.look_at_data([read for read in (experiment.data, experiment.validation) if read is not None])
     stage.look_for_models()
     return Inputs(data, validation)
