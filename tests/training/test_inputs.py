@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 
 from tests.training import test_loop
@@ -79,7 +80,7 @@ STAGES = [
 
 @pytest.mark.parametrize(("stage", "settings", "named"), STAGES)
 def test_every_model_is_looked_for_and_none_is_read(stage, settings, named, monkeypatch):
-    monkeypatch.setattr(checkpoint, "open_checkpoint", None)
+    monkeypatch.setattr(np, "fromfile", None)  # by which tensors are read
     made = stage(stage.Settings(**settings))
     with pytest.raises(ValueError, match=f"{named}: runs/none/model: no such folder"):
         inputs.open_inputs(captioned(), made, make_mesh(data=-1))
@@ -106,7 +107,7 @@ def test_a_stage_that_reads_captions_is_not_begun_without(name):
 
 
 def test_what_is_there_is_found(monkeypatch):
-    monkeypatch.setattr(checkpoint, "open_checkpoint", None)
+    monkeypatch.setattr(np, "fromfile", None)  # by which tensors are read
     settings = pretrain.PretrainSettings(model="tiny", encoder_from="tiny", vae_from=str(TINY / "SD3/vae"))
     pretrain.Pretrain(settings).look_for_models()
     gen_for_understanding.GenForUnderstanding(

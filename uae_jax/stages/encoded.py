@@ -4,7 +4,6 @@ Beside what `uae data encode` writes, FILE.settings.json: {"encoder": digest, "v
 """
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -26,7 +25,8 @@ def digests(weights: UAEWeights) -> dict[str, str]:
 
 def recorded(data: Iterable[DataConfig]) -> dict[Path, dict[str, str]]:
     """The digests beside data sets, by file; of files of other origin, or of earlier versions, there are none."""
-    files = [settings_file(Path(os.path.expanduser(source.path))) for each in data for source in each.sources]
+    named = [Path(source.path).expanduser() for each in data for source in each.sources]
+    files = [settings_file(path) for path in named if path.name]
     return {file: json.loads(file.read_text(encoding="utf-8")) for file in files if file.is_file()}
 
 
