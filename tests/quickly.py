@@ -8,6 +8,8 @@ from importlib import metadata
 XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 if tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11):
     XLA_FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    # Eight devices on two busy cores may wait for one another longer than 40 s, after which XLA ends the process.
+    XLA_FLAGS += " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 
 
 def devices(count: int) -> str:
