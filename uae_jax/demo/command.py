@@ -69,8 +69,9 @@ def _demo(args: argparse.Namespace, experiments: list, workdir: Path) -> int:
     for name, model in zip(names, [START, *models], strict=True):
         rows[name] = measured(model, scenes, f"measuring {name}", args.quiet)
     (workdir / FIGURES).write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    print(f"{table(rows)}\n\n{LEGEND}\n")
-    print(f"report: {page.write(workdir)}")
+    print(f"{table(rows)}\n\n{LEGEND}\n")  # before the report, which may fail: measuring took minutes
+    report = page.write(workdir)
+    print(f"report: {report}")
     return 0
 
 
